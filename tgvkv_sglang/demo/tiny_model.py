@@ -1,0 +1,292 @@
+"""A complete, randomly initialised Qwen3-VL checkpoint, made offline in a moment.
+
+It stands in for a real vision-language model wherever only the machinery matters: SGLang and transformers load it with
+their stock Qwen3-VL code, tokenizer and image processor included. **Its words mean nothing.** The weights are drawn so
+that what the tests look at is well conditioned: attention is neither uniform nor one-hot, layers differ in how much of
+it goes to the image, pixels and questions both matter, and greedy decoding has clear margins.
+
+transformers, tokenizers and torch are imported inside the functions only, so importing this module costs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+EOS_TOKEN = "<|im_end|>"
+PAD_TOKEN = "<|endoftext|>"
+
+VOCAB_SIZE = 320
+"""256 bytes (token id = byte value), the special tokens, then rows nobody uses, up to a multiple of 64."""
+
+PATCH_SIZE = 16
+MERGE_SIZE = 2
+PIXELS_PER_TOKEN = (PATCH_SIZE * MERGE_SIZE) ** 2
+MIN_PIXELS = 4 * PIXELS_PER_TOKEN
+MAX_PIXELS = 1024 * PIXELS_PER_TOKEN
+"""An image is resized only if it leaves [4, 1024] vision tokens or has a side that is no multiple of 32 px."""
+
+# Qwen3-VL's turn format without tools and without a default system prompt. The loop over message['content'] is also
+# what SGLang looks for to tell that image parts may stay where the client put them.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for content in message['content'] -%}
+{%- if content['type'] == 'image' or content['type'] == 'image_url' or 'image' in content -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
+{%- elif content['type'] == 'video' or content['type'] == 'video_url' or 'video' in content -%}
+{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
+{%- elif 'text' in content -%}
+{{- content['text'] -}}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Shape of one stand-in model; head_dim is explicit because Qwen3's need not be hidden_size / heads."""
+
+    hidden_size: int
+    intermediate_size: int
+    head_dim: int
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    vision_hidden_size: int = 64
+    vision_depth: int = 2
+    vision_heads: int = 2
+
+
+SIZES = {
+    "tiny": TinySize(hidden_size=64, intermediate_size=128, head_dim=32),
+    # head dimensions that GPU attention kernels are built for
+    "small": TinySize(hidden_size=128, intermediate_size=256, head_dim=64),
+    "wide": TinySize(hidden_size=256, intermediate_size=512, head_dim=128),
+}
+
+
+def make_tiny_model(directory: str | os.PathLike[str], *, seed: int = 0, size: str = "tiny") -> Path:
+    """Write a randomly initialised Qwen3-VL checkpoint (float32) in Hugging Face layout.
+
+    The directory appears whole or not at all: everything is written next to it and then renamed.
+
+    Args:
+        directory: where to put it; must not exist yet, or be empty.
+        seed: seed of the weights. The same seed gives the same weights with the same torch version.
+        size: one of ``SIZES``: ``tiny`` (head_dim 32), ``small`` (64), ``wide`` (128); all with 4 layers.
+
+    Returns:
+        The directory, as an absolute path.
+
+    Raises:
+        ValueError: unknown ``size``.
+        FileExistsError: ``directory`` exists and is not an empty directory.
+    """
+    if size not in SIZES:
+        raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+    target = Path(directory).resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is not empty; remove it or choose another directory")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        tokenizer = _make_tokenizer()
+        tokenizer.save_pretrained(staging)
+        model = _make_model(_make_config(SIZES[size], tokenizer), seed)
+        model.save_pretrained(staging)
+        _write_processor_files(staging)
+        staging.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _make_tokenizer() -> Qwen2Tokenizer:
+    """Byte-level BPE with no merges: every byte is one token, so decode then encode is exact for any valid UTF-8."""
+    from transformers import Qwen2Tokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    vocab = {char: byte for byte, char in bytes_to_unicode().items()}
+    vocab |= {token: 256 + i for i, token in enumerate(SPECIAL_TOKENS)}
+    return Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        unk_token=PAD_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=32768,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _make_config(size: TinySize, tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
+    from transformers import Qwen3VLConfig
+
+    def token_id(token: str) -> int:
+        return tokenizer.convert_tokens_to_ids(token)
+
+    half = size.head_dim // 2
+    height = width = half * 5 // 16
+    text = dict(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size,
+        num_hidden_layers=size.num_layers,
+        num_attention_heads=size.num_heads,
+        num_key_value_heads=size.num_kv_heads,
+        head_dim=size.head_dim,
+        max_position_embeddings=32768,
+        rope_parameters=dict(
+            rope_type="default",
+            rope_theta=10000.0,
+            mrope_section=[half - height - width, height, width],
+            mrope_interleaved=True,
+        ),
+        pad_token_id=token_id(PAD_TOKEN),
+        eos_token_id=token_id(EOS_TOKEN),
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
+    vision = dict(
+        depth=size.vision_depth,
+        hidden_size=size.vision_hidden_size,
+        intermediate_size=2 * size.vision_hidden_size,
+        num_heads=size.vision_heads,
+        patch_size=PATCH_SIZE,
+        spatial_merge_size=MERGE_SIZE,
+        out_hidden_size=size.hidden_size,
+        num_position_embeddings=24 * 24,
+        deepstack_visual_indexes=[0],
+        dtype="float32",
+    )
+    return Qwen3VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        pad_token_id=token_id(PAD_TOKEN),
+        eos_token_id=token_id(EOS_TOKEN),
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
+
+
+def _make_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
+    import torch
+    from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+
+    model = Qwen3VLForConditionalGeneration(config).to(torch.float32).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(_draw(name, parameter.shape, generator))
+        _silence_unprintable_tokens(model.lm_head.weight, config.eos_token_id)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
+    )
+    return model
+
+
+# Query-key normalisation makes attention logits sqrt(head_dim) * cos(q, k), of standard deviation about 1 for random
+# vectors. The gains below (one a layer, repeated) spread that to 1.2-2.2: far from uniform, far from one-hot.
+QK_GAINS = (1.4, 2.2, 1.2, 1.8)
+
+
+def _draw(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Draw one parameter; which rule applies depends on its name only."""
+    import torch
+
+    noise = torch.randn(shape, generator=generator)
+    if name.endswith("q_norm.weight"):
+        layer = int(name.split(".layers.")[1].split(".")[0])
+        return QK_GAINS[layer % len(QK_GAINS)] * (1 + 0.1 * noise)
+    if "norm" in name and name.endswith("weight"):
+        return 1 + 0.1 * noise
+    if name.endswith("bias"):
+        # A merger bias shared by all vision tokens gives them a common direction, which is what lets layers
+        # differ in how much attention the image as a whole receives.
+        return (0.7 if "merger" in name and "linear_fc2" in name else 0.05) * noise
+    if name.endswith("embed_tokens.weight"):
+        return noise + 0.7 * torch.randn(shape[1], generator=generator)  # a direction common to all text
+    if name.endswith("pos_embed.weight"):
+        # One row repeated: SGLang interpolates this table differently from transformers unless it is started with
+        # --enable-precise-embedding-interpolation, and a constant table comes out the same either way.
+        return 0.5 * noise[:1].expand(shape)
+    if name == "lm_head.weight":
+        return noise * (4 / math.sqrt(shape[1]))  # logits of standard deviation 4
+    return noise / math.sqrt(noise[0].numel())  # unit variance in, unit variance out
+
+
+def _silence_unprintable_tokens(lm_head: torch.Tensor, eos_token_id: int) -> None:
+    """Zero the rows of tokens that are no printable ASCII (end of turn excepted), in place.
+
+    Their logit is then exactly 0 and never the largest of the about 100 others, so greedy answers are text that
+    survives decode and encode unchanged: a follow-up turn's prompt continues the very token ids that were generated.
+    """
+    spoken = [*range(0x20, 0x7F), eos_token_id]
+    kept = lm_head[spoken].clone()
+    lm_head.zero_()
+    lm_head[spoken] = kept
+
+
+def _write_processor_files(directory: Path) -> None:
+    pixels = dict(size=dict(shortest_edge=MIN_PIXELS, longest_edge=MAX_PIXELS))
+    shared = dict(
+        patch_size=PATCH_SIZE,
+        temporal_patch_size=2,
+        merge_size=MERGE_SIZE,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+    )
+    files = {
+        "preprocessor_config.json": dict(
+            **pixels,
+            **shared,
+            processor_class="Qwen3VLProcessor",
+            image_processor_type="Qwen2VLImageProcessorFast",
+        ),
+        "video_preprocessor_config.json": dict(
+            **pixels,
+            **shared,
+            processor_class="Qwen3VLProcessor",
+            video_processor_type="Qwen3VLVideoProcessor",
+        ),
+    }
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content, indent=2) + "\n")
