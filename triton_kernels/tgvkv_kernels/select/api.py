@@ -1,0 +1,134 @@
+"""Public entries of `select`."""
+
+from collections.abc import Sequence
+
+import torch
+
+from tgvkv_kernels.common.checks import INDEX_DTYPES, check_dtype, check_float, check_same_device, check_shape
+from tgvkv_kernels.common.dispatch import use_triton
+from tgvkv_kernels.common.errors import KernelInputError
+from tgvkv_kernels.select.reference import layer_budgets_reference, top_positions_reference, view_units_reference
+
+TOTAL_LIMIT = 2**30  # shares are snapped to 2**-30 in int64
+LAYER_LIMIT = 1024  # the budget kernel holds all layers in one block
+
+
+def layer_budgets(layer_mass: torch.Tensor, total: int, cap: int, *, backend: str = "auto") -> torch.Tensor:
+    """Share ``total`` units out to the layers in proportion to their mass, each at most ``cap`` (TGV-KV, TVB).
+
+    Water-filling: a layer that reaches ``cap`` is closed and its surplus goes to the open ones by mass (evenly if those
+    have none). Integers by largest remainder, ties to the lower layer; the budgets sum to ``total`` exactly. Shares are
+    float64 snapped to 2**-30: this equals the exact rational result unless two remainders differ by less than that.
+
+    Args:
+        layer_mass: ``[L]`` float, at least 0 (negative counts as 0). total: units in all, ``0 <= total <= L*cap``.
+        cap: most units a layer can hold, ``|V|``.
+
+    Returns:
+        ``[L]`` int32 on the device of ``layer_mass``. E.g. masses (3, 1), total 4, cap 2 -> (2, 2).
+
+    Raises:
+        KernelInputError: ``total`` that cannot be placed, or too many layers.
+    """
+    check_shape("layer_mass", layer_mass, (None,))
+    check_float("layer_mass", layer_mass)
+    layers = layer_mass.shape[0]
+    if cap < 0 or not 0 <= total <= min(layers * cap, TOTAL_LIMIT):
+        raise KernelInputError(f"total={total} is outside 0..{layers}*{cap} (layers * cap, at most {TOTAL_LIMIT})")
+    if layers > LAYER_LIMIT:
+        raise KernelInputError(f"{layers} layers, at most {LAYER_LIMIT} are supported")
+    if not use_triton(backend, layer_mass.device):
+        return layer_budgets_reference(layer_mass, total, cap)
+    from tgvkv_kernels.select.launch import launch_layer_budgets
+
+    return launch_layer_budgets(layer_mass, total, cap)
+
+
+def select(
+    scores: torch.Tensor,
+    layer_mass: torch.Tensor | None = None,
+    total: int | None = None,
+    *,
+    budget: torch.Tensor | Sequence[int] | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best vision positions of each layer.
+
+    Give either ``layer_mass`` and ``total`` (budgets by `layer_budgets` with cap V) or ``budget``. The number of kept
+    positions is known on the host beforehand and nothing synchronises with the device.
+
+    Args:
+        scores: ``[L, V]`` float32, higher = keep; ties go to the lower position; NaN counts as -inf.
+        layer_mass: ``[L]`` float. total: kept positions over all layers.
+        budget: per layer, as a sequence, or a ``[L]`` integer tensor; if that is not on the CPU, ``total`` must be its
+            sum (trusted).
+
+    Returns:
+        ``(positions [total] int32, layer_ptr [L+1] int32)``: positions 0..V-1 ascending within each layer; layer ``l``
+        owns ``positions[layer_ptr[l]:layer_ptr[l+1]]``.
+
+    Raises:
+        KernelInputError: shapes or dtypes that do not fit, a budget outside 0..V, or an ambiguous combination.
+    """
+    check_shape("scores", scores, (None, None))
+    check_dtype("scores", scores, (torch.float32,))
+    layers, vision = scores.shape
+    if budget is None:
+        if layer_mass is None or total is None:
+            raise KernelInputError("give layer_mass and total, or budget")
+        check_shape("layer_mass", layer_mass, (layers,))
+        check_same_device(scores=scores, layer_mass=layer_mass)
+        budget = layer_budgets(layer_mass, total, vision, backend=backend)
+    else:
+        budget, total = _check_budget(budget, total, layers, vision, scores.device)
+    if not use_triton(backend, scores.device):
+        return top_positions_reference(scores, budget)
+    from tgvkv_kernels.select.launch import launch_top_positions
+
+    return launch_top_positions(scores, budget, total)
+
+
+def _check_budget(budget, total, layers, vision, device) -> tuple[torch.Tensor, int]:
+    if not isinstance(budget, torch.Tensor):
+        budget = torch.tensor(list(budget), dtype=torch.int32)
+    check_shape("budget", budget, (layers,))
+    check_dtype("budget", budget, INDEX_DTYPES)
+    if budget.device.type != "cpu":
+        if total is None:
+            raise KernelInputError("budget is on the device: give total= (its sum), reading it would synchronise")
+        return budget.to(torch.int32), total
+    values = budget.tolist()
+    if any(not 0 <= value <= vision for value in values):
+        raise KernelInputError(f"budget={values} must lie in 0..{vision}, the number of vision tokens")
+    if total is not None and total != sum(values):
+        raise KernelInputError(f"total={total} is not the sum of budget ({sum(values)}): leave total out")
+    return budget.to(device=device, dtype=torch.int32), sum(values)
+
+
+def view_units(
+    positions: torch.Tensor,
+    layer_ptr: torch.Tensor,
+    span_slots: torch.Tensor,
+    slots_per_layer: int,
+    *,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Flat unit ids of an index view: ``units[i] = layer(i) * slots_per_layer + span_slots[positions[i]]``.
+
+    Args:
+        positions: ``[N]`` int32 from `select`. layer_ptr: ``[L+1]`` int32. span_slots: ``[V]`` int32 or int64 slots.
+
+    Returns:
+        ``[N]`` int32 while ``L*slots_per_layer <= 2**31``, else int64.
+    """
+    check_shape("positions", positions, (None,))
+    check_shape("layer_ptr", layer_ptr, (None,))
+    check_shape("span_slots", span_slots, (None,))
+    for name, tensor in (("positions", positions), ("layer_ptr", layer_ptr), ("span_slots", span_slots)):
+        check_dtype(name, tensor, INDEX_DTYPES)
+    check_same_device(positions=positions, layer_ptr=layer_ptr, span_slots=span_slots)
+    if not use_triton(backend, positions.device):
+        return view_units_reference(positions, layer_ptr, span_slots, slots_per_layer)
+    from tgvkv_kernels.select.launch import launch_view_units
+
+    return launch_view_units(positions, layer_ptr, span_slots, slots_per_layer)
