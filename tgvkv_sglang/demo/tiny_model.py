@@ -161,38 +161,38 @@ def _make_config(size: TinySize, tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
 
     half = size.head_dim // 2
     height = width = half * 5 // 16
-    text = dict(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=size.hidden_size,
-        intermediate_size=size.intermediate_size,
-        num_hidden_layers=size.num_layers,
-        num_attention_heads=size.num_heads,
-        num_key_value_heads=size.num_kv_heads,
-        head_dim=size.head_dim,
-        max_position_embeddings=32768,
-        rope_parameters=dict(
-            rope_type="default",
-            rope_theta=10000.0,
-            mrope_section=[half - height - width, height, width],
-            mrope_interleaved=True,
-        ),
-        pad_token_id=token_id(PAD_TOKEN),
-        eos_token_id=token_id(EOS_TOKEN),
-        tie_word_embeddings=False,
-        dtype="float32",
-    )
-    vision = dict(
-        depth=size.vision_depth,
-        hidden_size=size.vision_hidden_size,
-        intermediate_size=2 * size.vision_hidden_size,
-        num_heads=size.vision_heads,
-        patch_size=PATCH_SIZE,
-        spatial_merge_size=MERGE_SIZE,
-        out_hidden_size=size.hidden_size,
-        num_position_embeddings=24 * 24,
-        deepstack_visual_indexes=[0],
-        dtype="float32",
-    )
+    text = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": size.hidden_size,
+        "intermediate_size": size.intermediate_size,
+        "num_hidden_layers": size.num_layers,
+        "num_attention_heads": size.num_heads,
+        "num_key_value_heads": size.num_kv_heads,
+        "head_dim": size.head_dim,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": [half - height - width, height, width],
+            "mrope_interleaved": True,
+        },
+        "pad_token_id": token_id(PAD_TOKEN),
+        "eos_token_id": token_id(EOS_TOKEN),
+        "tie_word_embeddings": False,
+        "dtype": "float32",
+    }
+    vision = {
+        "depth": size.vision_depth,
+        "hidden_size": size.vision_hidden_size,
+        "intermediate_size": 2 * size.vision_hidden_size,
+        "num_heads": size.vision_heads,
+        "patch_size": PATCH_SIZE,
+        "spatial_merge_size": MERGE_SIZE,
+        "out_hidden_size": size.hidden_size,
+        "num_position_embeddings": 24 * 24,
+        "deepstack_visual_indexes": [0],
+        "dtype": "float32",
+    }
     return Qwen3VLConfig(
         text_config=text,
         vision_config=vision,
@@ -266,14 +266,14 @@ def _silence_unprintable_tokens(lm_head: torch.Tensor, eos_token_id: int) -> Non
 
 
 def _write_processor_files(directory: Path) -> None:
-    pixels = dict(size=dict(shortest_edge=MIN_PIXELS, longest_edge=MAX_PIXELS))
-    shared = dict(
-        patch_size=PATCH_SIZE,
-        temporal_patch_size=2,
-        merge_size=MERGE_SIZE,
-        image_mean=[0.5, 0.5, 0.5],
-        image_std=[0.5, 0.5, 0.5],
-    )
+    pixels = {"size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}}
+    shared = {
+        "patch_size": PATCH_SIZE,
+        "temporal_patch_size": 2,
+        "merge_size": MERGE_SIZE,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    }
     files = {
         "preprocessor_config.json": dict(
             **pixels,
