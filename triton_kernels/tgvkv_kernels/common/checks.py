@@ -30,6 +30,11 @@ def check_float(name: str, tensor: torch.Tensor) -> None:
     check_dtype(name, tensor, (torch.float16, torch.bfloat16, torch.float32, torch.float64))
 
 
+def check_kernel_float(name: str, tensor: torch.Tensor) -> None:
+    """Raise unless the dtype is one that the Triton kernels take (float64 exists for the references only)."""
+    check_dtype(name, tensor, (torch.float16, torch.bfloat16, torch.float32))
+
+
 def check_same_device(**tensors: torch.Tensor | None) -> None:
     """Raise unless all tensors that are given lie on one device."""
     given = {name: tensor.device for name, tensor in tensors.items() if tensor is not None}

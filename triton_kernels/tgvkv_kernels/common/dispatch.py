@@ -5,6 +5,7 @@ import os
 import torch
 
 from tgvkv_kernels.common.errors import KernelBackendError, KernelInputError
+from tgvkv_kernels.common.interpreter import install_bf16_semantics
 
 BACKENDS = ("auto", "reference", "triton")
 
@@ -31,4 +32,6 @@ def use_triton(backend: str, device: torch.device) -> bool:
             "backend='triton' was asked for tensors on the CPU: move them to CUDA, use backend='reference', or start "
             "Python with TRITON_INTERPRET=1 to run the kernel in Triton's interpreter (slow, for tests)"
         )
+    if backend == "triton" and device.type == "cpu":
+        install_bf16_semantics()
     return backend == "triton" or (backend == "auto" and device.type == "cuda")

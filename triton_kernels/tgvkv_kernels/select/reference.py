@@ -21,7 +21,7 @@ def layer_budgets_reference(layer_mass: torch.Tensor, total: int, cap: int) -> t
         share = torch.where(capped, float(cap), rest * (free_mass / free_mass.sum().clamp_min(1e-300)))
         capped = capped | (share >= cap)
     share = share.clamp_max(float(cap))
-    quanta = torch.round(share * 2**QUANTUM_BITS).to(torch.int64)
+    quanta = (share * 2**QUANTUM_BITS + 0.5).to(torch.int64)
     floor = quanta >> QUANTUM_BITS
     remainder = quanta - (floor << QUANTUM_BITS)
     remainder = torch.where(floor >= cap, -1, remainder)  # a full layer takes no more

@@ -5,6 +5,7 @@ import torch
 from tgvkv_kernels.common.checks import (
     check_float,
     check_heads,
+    check_kernel_float,
     check_last_dim_contiguous,
     check_same_device,
     check_shape,
@@ -58,6 +59,7 @@ def text_weights(
         return text_weights_reference(q, k, lse_e, scale, heads)
     from tgvkv_kernels.text_weights.launch import launch_text_weights
 
+    check_kernel_float("q", q)
     check_last_dim_contiguous("q", q)
     check_last_dim_contiguous("k", k)
     return launch_text_weights(q, k, lse_e, scale, heads)

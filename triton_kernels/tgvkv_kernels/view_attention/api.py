@@ -8,6 +8,7 @@ from tgvkv_kernels.common.checks import (
     check_flat,
     check_float,
     check_heads,
+    check_kernel_float,
     check_last_dim_contiguous,
     check_same_device,
     check_shape,
@@ -76,7 +77,14 @@ def view_attention(
         return out, out_lse_e
     from tgvkv_kernels.view_attention.launch import launch_view_attention
 
-    for name, tensor in (("q", q), ("out", out), ("dense_out", dense_out)):
+    check_kernel_float("q", q)
+    for name, tensor in (
+        ("q", q),
+        ("out", out),
+        ("dense_out", dense_out),
+        ("out_lse_e", out_lse_e),
+        ("dense_lse_e", dense_lse_e),
+    ):
         if tensor is not None:
             check_last_dim_contiguous(name, tensor)
     launch_view_attention(

@@ -8,6 +8,7 @@ from tgvkv_kernels.common.checks import (
     check_flat,
     check_float,
     check_heads,
+    check_kernel_float,
     check_last_dim_contiguous,
     check_same_device,
     check_shape,
@@ -77,5 +78,6 @@ def vision_scores(
         return vision_scores_reference(q, lse_e, w, k_flat, units, q_pos, v_pos, scale, heads)
     from tgvkv_kernels.vision_scores.launch import launch_vision_scores
 
+    check_kernel_float("q", q)
     check_last_dim_contiguous("q", q)
     return launch_vision_scores(q, lse_e, w, k_flat, units, q_pos, v_pos, scale, heads)

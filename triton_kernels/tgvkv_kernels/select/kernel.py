@@ -1,0 +1,137 @@
+"""Triton kernels of `select`: budgets, stable top-k by bitwise search, view tables."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["L", "total", "cap"])
+def layer_budgets_kernel(
+    p_mass,  # [L] float
+    p_budget,  # [L] int32
+    L,
+    total,
+    cap,
+    BL: tl.constexpr,
+    QUANTUM_BITS: tl.constexpr,
+):
+    """One program. The same float64 steps as the reference."""
+    layer = tl.arange(0, BL)
+    m_layer = layer < L
+    mass = tl.load(p_mass + layer, mask=m_layer, other=0.0).to(tl.float64)
+    mass = tl.where(mass > 0, mass, 0.0)
+    open_layer = m_layer
+    share = tl.zeros([BL], dtype=tl.float64)
+    full = cap.to(tl.float64)
+    for _ in range(L):  # each round closes at least one more layer, or nothing changes any more
+        open_mass = tl.where(open_layer, mass, 0.0)
+        open_mass = tl.where(tl.sum(open_mass, axis=0) > 0, open_mass, tl.where(open_layer, 1.0, 0.0))
+        sum_mass = tl.sum(open_mass, axis=0)
+        closed = tl.sum((m_layer & (open_layer == 0)).to(tl.int64), axis=0)
+        rest = (total - cap * closed).to(tl.float64)
+        part = rest * (open_mass / tl.where(sum_mass > 0, sum_mass, 1.0))
+        share = tl.where(open_layer, part, tl.where(m_layer, full, 0.0))
+        open_layer = open_layer & (share < full)
+    share = tl.where(share < full, share, tl.where(m_layer, full, 0.0))
+
+    one = tl.full([BL], 1, dtype=tl.int64) << QUANTUM_BITS
+    quanta = (share * one.to(tl.float64) + 0.5).to(tl.int64)
+    floor = quanta >> QUANTUM_BITS
+    remainder = quanta - (floor << QUANTUM_BITS)
+    remainder = tl.where(m_layer & (floor < cap), remainder, -1)  # a full layer takes no more
+    left = total - tl.sum(tl.where(m_layer, floor, 0), axis=0)
+    rank = tl.zeros([BL], dtype=tl.int64)
+    for i_other in range(L):  # rank by larger remainder, then lower layer
+        other = tl.sum(tl.where(layer == i_other, remainder, 0), axis=0)
+        rank += ((other > remainder) | ((other == remainder) & (i_other < layer))).to(tl.int64)
+    budget = floor + (rank < left).to(tl.int64)
+    tl.store(p_budget + layer, budget.to(tl.int32), mask=m_layer)
+
+
+@triton.jit
+def sortable_key(b_score):
+    """float32 -> int64 in 0..2^32-1 with the same order; -0 equals +0 and NaN counts as -inf."""
+    b_score = tl.where(b_score != b_score, float("-inf"), b_score)  # noqa: PLR0124 - the NaN test
+    b_score = tl.where(b_score == 0.0, 0.0, b_score)
+    bits = b_score.to(tl.int32, bitcast=True)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
+
+
+@triton.jit(do_not_specialize=["L", "V"])
+def top_positions_kernel(
+    p_scores,  # [L, V] float32
+    p_budget,  # [L] int32
+    p_positions,  # [sum(budget)] int32
+    p_layer_ptr,  # [L + 1] int32
+    L,
+    V,
+    s_layer,
+    BL: tl.constexpr,
+    BV: tl.constexpr,
+):
+    """One program per layer: find the budget-th largest key bit by bit, then write the kept positions in order."""
+    i_layer = tl.program_id(0)
+    layer = tl.arange(0, BL)
+    budgets = tl.load(p_budget + layer, mask=layer < L, other=0)
+    base = tl.sum(tl.where(layer < i_layer, budgets, 0), axis=0)
+    count = tl.sum(tl.where(layer == i_layer, budgets, 0), axis=0)
+    tl.store(p_layer_ptr + i_layer, base)
+    if i_layer == L - 1:
+        tl.store(p_layer_ptr + L, base + count)
+    p_row = p_scores + i_layer.to(tl.int64) * s_layer
+
+    threshold = count.to(tl.int64) * 0  # largest key that at least `count` keys reach
+    bit = threshold + 2147483648
+    for _ in range(32):
+        candidate = threshold + bit
+        reached = count * 0
+        for start in range(0, V, BV):
+            position = start + tl.arange(0, BV)
+            m_v = position < V
+            key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
+            reached += tl.sum((m_v & (key >= candidate)).to(tl.int32), axis=0)
+        threshold = tl.where(reached >= count, candidate, threshold)
+        bit = bit // 2
+
+    above = count * 0
+    for start in range(0, V, BV):
+        position = start + tl.arange(0, BV)
+        m_v = position < V
+        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
+        above += tl.sum((m_v & (key > threshold)).to(tl.int32), axis=0)
+    wanted_ties = count - above  # the lowest positions among those equal to the threshold
+
+    written = count * 0
+    ties = count * 0
+    for start in range(0, V, BV):
+        position = start + tl.arange(0, BV)
+        m_v = position < V
+        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
+        tie = (m_v & (key == threshold)).to(tl.int32)
+        tie_rank = ties + tl.cumsum(tie, axis=0) - tie
+        keep = (m_v & ((key > threshold) | ((tie == 1) & (tie_rank < wanted_ties)))).to(tl.int32)
+        rank = written + tl.cumsum(keep, axis=0) - keep
+        tl.store(p_positions + base + rank, position.to(tl.int32), mask=keep == 1)
+        ties += tl.sum(tie, axis=0)
+        written += tl.sum(keep, axis=0)
+
+
+@triton.jit(do_not_specialize=["L", "N"])
+def view_units_kernel(
+    p_positions,  # [N]
+    p_layer_ptr,  # [L + 1]
+    p_slots,  # [V]
+    p_units,  # [N] int32 or int64
+    L,
+    N,
+    slots_per_layer,
+    BN: tl.constexpr,
+):
+    index = tl.program_id(0) * BN + tl.arange(0, BN)
+    m_n = index < N
+    position = tl.load(p_positions + index, mask=m_n, other=0)
+    layer = tl.zeros([BN], dtype=tl.int64)
+    for i_layer in range(1, L):
+        layer += (index >= tl.load(p_layer_ptr + i_layer)).to(tl.int64)
+    slot = tl.load(p_slots + position, mask=m_n, other=0).to(tl.int64)
+    unit = layer * slots_per_layer + slot
+    tl.store(p_units + index, unit.to(p_units.dtype.element_ty), mask=m_n)

@@ -1,0 +1,72 @@
+"""Launches of `select`."""
+
+import torch
+
+from tgvkv_kernels.common.tiles import ceil_div, next_power_of_2
+from tgvkv_kernels.select.kernel import layer_budgets_kernel, top_positions_kernel, view_units_kernel
+from tgvkv_kernels.select.reference import QUANTUM_BITS
+
+MAX_TOP_BLOCK = 4096
+UNITS_BLOCK = 256
+
+
+def launch_layer_budgets(layer_mass: torch.Tensor, total: int, cap: int) -> torch.Tensor:
+    """Checked arguments of `tgvkv_kernels.select.api.layer_budgets`; one launch of one warp."""
+    layers = layer_mass.shape[0]
+    budget = torch.empty(layers, dtype=torch.int32, device=layer_mass.device)
+    if layers:
+        layer_budgets_kernel[(1,)](
+            layer_mass.contiguous(),
+            budget,
+            layers,
+            total,
+            cap,
+            BL=next_power_of_2(layers),
+            QUANTUM_BITS=QUANTUM_BITS,
+            num_warps=1,
+        )
+    return budget
+
+
+def launch_top_positions(scores: torch.Tensor, budget: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Checked scores and budgets -> ``(positions, layer_ptr)``; one launch, a program per layer."""
+    layers, vision = scores.shape
+    positions = torch.empty(total, dtype=torch.int32, device=scores.device)
+    layer_ptr = torch.empty(layers + 1, dtype=torch.int32, device=scores.device)
+    if layers == 0:
+        return positions, layer_ptr.zero_()
+    scores = scores if scores.stride(1) == 1 else scores.contiguous()
+    top_positions_kernel[(layers,)](
+        scores,
+        budget.contiguous(),
+        positions,
+        layer_ptr,
+        layers,
+        vision,
+        scores.stride(0),
+        BL=next_power_of_2(layers),
+        BV=max(128, min(MAX_TOP_BLOCK, next_power_of_2(vision))),
+        num_warps=8,
+    )
+    return positions, layer_ptr
+
+
+def launch_view_units(
+    positions: torch.Tensor, layer_ptr: torch.Tensor, span_slots: torch.Tensor, slots_per_layer: int
+) -> torch.Tensor:
+    """Checked arguments of `tgvkv_kernels.select.api.view_units`; one launch."""
+    layers, count = layer_ptr.shape[0] - 1, positions.shape[0]
+    dtype = torch.int32 if layers * slots_per_layer <= 2**31 else torch.int64
+    units = torch.empty(count, dtype=dtype, device=positions.device)
+    if count:
+        view_units_kernel[(ceil_div(count, UNITS_BLOCK),)](
+            positions.contiguous(),
+            layer_ptr.contiguous(),
+            span_slots.contiguous(),
+            units,
+            layers,
+            count,
+            slots_per_layer,
+            BN=UNITS_BLOCK,
+        )
+    return units
