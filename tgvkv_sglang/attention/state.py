@@ -1,0 +1,68 @@
+"""What we keep about one request while SGLang serves it. Keyed by the request, never by its row in a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable
+
+from ..config import TgvConfig
+from ..kv.views import View, ViewTable
+from ..types import Span
+from .grounding import Grounding, Reduce, grounding_positions
+
+
+@dataclass(frozen=True)
+class PrefillPlan:
+    """What one prefill will attend through and select, decided when its prefix is matched.
+
+    Attributes:
+        start: first logical position that is computed anew.
+        plan: how the running prefill attends and selects.
+        grounding: scoring of the running prefill, or None when nothing is to be selected.
+        views: views that decode attends through; empty until the prefill ends.
+        resume: views to go on with after a retraction.
+        selections: number of selections made, for trace names.
+    """
+
+    def __init__(self, rid: str, config: TgvConfig, trace: bool, vision: list[Span], prompt_len: int):
+        self.rid, self.config, self.trace = rid, config, trace
+        self.vision, self.prompt_len = vision, prompt_len
+        self.plan = PrefillPlan()
+        self.grounding: Grounding | None = None
+        self.views: list[View] = []
+        self.resume: list[View] = []
+        self.zero_row: Callable[[int, int], None] | None = None
+        self.selections = 0
+        self.prefill_table: ViewTable | None = None
+        self.decode_table: ViewTable | None = None
+
+    def begin(self, plan: PrefillPlan) -> None:
+        """A prefill (the first one, or one after a retraction) will follow this plan."""
+        self.plan, self.grounding = plan, None
+        self.prefill_table = ViewTable(plan.prefix_views) if plan.prefix_views else None
+
+    def begin_grounding(self, layers: int, heads: int, reduce: Reduce) -> Grounding | None:
+        """Scoring of the planned selection, made with the prefill's first chunk; None when there is none."""
+        if self.grounding is None and self.plan.select:
+            text = grounding_positions(self.plan.select, self.plan.start, self.prompt_len, self.config.grounding_cap)
+            if len(text):
+                new_text = (self.plan.start, self.prompt_len)
+                self.grounding = Grounding(self.plan.select, text, new_text, layers, heads, reduce)
+        return self.grounding
+
+    def decode_through(self, views: list[View]) -> None:
+        """The prefill ended: decode attends to text and these views."""
+        self.views = self.resume = views
+        self.decode_table = ViewTable(views) if views else None
+        self.grounding = None
+
+    def stop(self) -> list[View]:
+        """The request leaves (finished, aborted or retracted); returns the views it was using."""
+        used, self.views = self.views, []
+        self.zero_row = self.grounding = None
+        return used
+
+    def span_reclaimed(self, start: int, end: int) -> None:
+        """The full slots of ``[start, end)`` are gone: the request's page-table row must not point at them."""
+        if self.zero_row is not None:
+            self.zero_row(start, end)

@@ -1,0 +1,21 @@
+"""Named exceptions. Each message gives the value received and the way out."""
+
+
+class TgvkvError(Exception):
+    """Base of every error this package raises on purpose."""
+
+
+class ConfigError(TgvkvError, ValueError):
+    """A flag or a per-request option has a value that cannot be used."""
+
+
+class UnsupportedServerError(TgvkvError, ValueError):
+    """The server is configured with a feature that tgvkv cannot run beside."""
+
+
+class NotActiveError(TgvkvError, RuntimeError):
+    """The plugin is only half installed in this process (a hook or a class of ours is missing)."""
+
+
+class IntegrityError(TgvkvError, RuntimeError):
+    """A slot has no owner or two owners. The message carries the numbers."""

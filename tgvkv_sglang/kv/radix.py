@@ -1,0 +1,418 @@
+"""The span tree: a radix tree over token ids in which every vision span is one atomic node with views.
+
+Pure data structure: it knows slots and a :class:`UnitStore`, never SGLang's requests. Rules are those of
+docs/design.md ("Rules"); the numbers in comments refer to them. A logical clock orders accesses, so that every
+tensor-parallel rank evicts the same slots in the same order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Callable, Hashable, Iterator
+
+import numpy as np
+import torch
+
+from .nodes import Node, shared_prefix, vision_runs
+from .reclaim import Reclaimer
+from .store import UnitStore
+from .views import View
+
+
+@dataclass
+class Match:
+    """A reusable prefix.
+
+    Attributes:
+        length: reusable tokens. slots: ``[length]`` int64, 0 where a vision span was reclaimed.
+        node: what to lock. It ends at ``length``, or later when a view of the very same question hangs there.
+        path: nodes with tokens before ``length``, from the first.
+        full: vision spans before ``length`` that are held in full.
+        views: for each reclaimed span before ``length``, the view to attend through.
+        replay: views of exactly this prompt over spans that are in full: the same question asked again.
+    """
+
+    length: int
+    slots: torch.Tensor
+    node: Node
+    path: list[Node] = field(default_factory=list)
+    full: list[Node] = field(default_factory=list)
+    views: list[View] = field(default_factory=list)
+    replay: list[View] = field(default_factory=list)
+
+
+@dataclass
+class Inserted:
+    """Where an insertion ended.
+
+    Attributes:
+        node: deepest node of the inserted path (the root for an empty key).
+        slots: ``[n]`` int64 slots the tree holds for the key, 0 where a span is reclaimed.
+        path: nodes from the first to ``node``.
+    """
+
+    node: Node
+    slots: torch.Tensor
+    path: list[Node]
+
+    def span_nodes(self) -> dict[int, Node]:
+        return {node.start: node for node in self.path if node.atom}
+
+
+class SpanTree:
+    """See the module docstring.
+
+    Args:
+        store: the unit store (for packing).
+        free: called with an int64 tensor of slots that nobody owns any more. Never receives slot 0.
+    """
+
+    def __init__(self, store: UnitStore, free: Callable[[torch.Tensor], None]):
+        self.store = store
+        self._free = free
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything without freeing slots (the caller clears the allocator)."""
+        self._clock = 0
+        self.root = Node(np.empty(0, np.int64), None)
+        self.root.lock_ref = 1
+        self.total = 0  # slots owned by the tree and its views
+        self._locked = 0  # those of them on locked nodes
+        self._leaves: set[Node] = set()  # unlocked leaves
+        self.full_spans: set[Node] = set()  # vision nodes held in full
+        self._reclaimer = Reclaimer(self)
+
+    # -- sizes ---------------------------------------------------------------------------------------------------
+
+    @property
+    def evictable(self) -> int:
+        """Slots that :meth:`evict` can deliver right now, exactly, those on locked nodes included."""
+        return self.total - self._locked + self._reclaimer.locked_gain()
+
+    @property
+    def protected(self) -> int:
+        return self.total - self.evictable
+
+    def grow(self, node: Node, slots: int) -> None:
+        """Account ``slots`` more (or fewer) slots owned by ``node``."""
+        self.total += slots
+        if node.lock_ref:
+            self._locked += slots
+        self._reclaimer.changed()
+
+    def release(self, slots: torch.Tensor) -> None:
+        if slots.numel():
+            self._free(slots)
+
+    # -- walking -------------------------------------------------------------------------------------------------
+
+    def _child_key(self, parent: Node, namespace: Hashable, ids: np.ndarray, pos: int, run_end: int) -> Hashable:
+        first = int(ids[pos])
+        key: Hashable = (first, run_end - pos) if run_end else first
+        return (namespace, key) if parent is self.root else key
+
+    def _walk(self, namespace: Hashable, ids: np.ndarray, runs: list[tuple[int, int]]) -> Iterator[tuple[Node, int]]:
+        """Yield (node, matched tokens) along ``ids``; only the last may be matched in part, and only if it is text."""
+        ends = dict(runs)
+        node, pos = self.root, 0
+        while pos < len(ids):
+            child = node.children.get(self._child_key(node, namespace, ids, pos, ends.get(pos, 0)))
+            if child is None:
+                return
+            matched = shared_prefix(child.key, ids[pos : pos + len(child)])
+            yield child, matched
+            pos += matched
+            if matched < len(child):
+                return
+            node = child
+
+    def _touch(self, nodes: list[Node]) -> None:
+        self._clock += 1
+        for node in nodes:
+            node.last_access = self._clock
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cut a text node after ``at`` tokens; return the upper part. Owners, locks and views stay what they were."""
+        assert not node.atom and 0 < at < len(node)
+        upper = Node(node.key[:at], node.value[:at].clone(), node.parent, node.edge, node.start)
+        upper.lock_ref, upper.last_access = node.lock_ref, node.last_access
+        upper.grounding_start = node.grounding_start
+        node.parent.children[node.edge] = upper
+        node.key, node.value = node.key[at:], node.value[at:].clone()
+        node.parent, node.start, node.edge = upper, node.start + at, int(node.key[0])
+        upper.children[node.edge] = node
+        return upper
+
+    # -- match (rule 5) ------------------------------------------------------------------------------------------
+
+    def match(self, namespace: Hashable, ids: np.ndarray, limit: int, atomic: bool) -> Match:
+        """Longest reusable prefix of ``ids[:limit]``.
+
+        May split a text node, so that the returned node ends where the match ends; contents, owners and sizes do not
+        change. ``ids`` runs past ``limit`` so that a repeated prompt is recognised as one.
+
+        Args:
+            namespace: prefixes of different namespaces are never shared.
+            ids: ``[n]`` int64 token ids with vision pads.
+            limit: at most this many tokens may be reused.
+            atomic: vision spans match whole or not at all (False: plain radix tree, for retention 1.0).
+        """
+        steps = list(self._walk(namespace, ids, vision_runs(ids) if atomic else []))
+        reach = sum(matched for _, matched in steps)
+        length, deep = min(reach, limit), None
+        last_node = steps[-1][0] if steps else None
+        if reach == len(ids) and last_node is not None and last_node.views and last_node.end == reach:
+            deep = last_node
+        while True:
+            usable = _views_on_path(steps, length, deep)
+            cut = min(_whole_spans(steps, length), _covered(steps, length, usable))
+            if cut < length and cut != _whole_spans(steps, length):
+                deep = None
+            if cut == length:
+                cut = _grounding_floor(steps, length, deep)
+            if cut == length:
+                return self._result(steps, length, usable, deep)
+            length = cut
+
+    def _result(self, steps, length: int, usable: dict[Node, View], deep: Node | None) -> Match:
+        taken = [(node, min(matched, length - node.start)) for node, matched in steps if node.start < length]
+        slots = [_slots(node, self.store.device)[:used] for node, used in taken]
+        spans = [node for node, _ in taken if node.atom]
+        full = [node for node in spans if node.value is not None]
+        views = [usable[node] for node in spans if node.value is None]
+        replay = [usable[node] for node in full] if _replays(deep, full) else []
+        handle = self.root
+        if taken:
+            handle, used = taken[-1]
+            if any(view.node is deep for view in views) or replay:
+                handle = deep
+            elif used < len(handle):
+                handle = self._split(handle, used)
+        self._touch([node for node, _ in taken] + [handle] * (handle is deep))
+        empty = torch.empty(0, dtype=torch.int64, device=self.store.device)
+        path = [node for node, _ in taken[:-1]] + ([handle if handle is not deep else taken[-1][0]] if taken else [])
+        return Match(length, torch.cat(slots) if slots else empty, handle, path, full, views, replay)
+
+    # -- insert (rule 6) -----------------------------------------------------------------------------------------
+
+    def insert(
+        self,
+        namespace: Hashable,
+        ids: np.ndarray,
+        slots: torch.Tensor,
+        owned_from: int,
+        atomic: bool,
+        grounding_start: int | None = None,
+    ) -> Inserted:
+        """Give the slots of ``ids`` to the tree.
+
+        Positions below ``owned_from`` are the tree's already. From there on the caller's slots become the tree's, or
+        are freed where the tree holds the same tokens; a span that the tree held only as a view is healed.
+
+        Args:
+            ids: ``[n]`` ids of whole spans (see :func:`whole_prefix`).
+            slots: ``[n]`` int64 the caller's slots.
+            grounding_start: mark new text as one prefill's grounding that began there.
+        """
+        node, pos, path, duplicates = self.root, 0, [], []
+        ends = dict(vision_runs(ids)) if atomic else {}
+        starts = sorted(ends)
+        while pos < len(ids):
+            run_end = ends.get(pos, 0)
+            key = self._child_key(node, namespace, ids, pos, run_end)
+            child = node.children.get(key)
+            if child is None:
+                end = run_end or next((s for s in starts if s > pos), len(ids))
+                child = self._add(node, key, ids[pos:end], slots[pos:end], bool(run_end))
+                child.grounding_start = None if run_end else grounding_start
+            else:
+                matched = shared_prefix(child.key, ids[pos : pos + len(child)])
+                if matched < len(child):
+                    child = self._split(child, matched)
+                self._absorb(child, slots, owned_from, duplicates)
+            path.append(child)
+            node, pos = child, child.end
+        self._touch(path)
+        for part in duplicates:
+            self.release(part)
+        empty = torch.empty(0, dtype=torch.int64, device=self.store.device)
+        return Inserted(node, torch.cat([_slots(n, self.store.device) for n in path]) if path else empty, path)
+
+    def _add(self, parent: Node, key: Hashable, ids: np.ndarray, slots: torch.Tensor, atom: bool) -> Node:
+        node = Node(np.array(ids), slots.clone(), parent, key, parent.end, atom)
+        parent.children[key] = node
+        self._leaves.discard(parent)
+        self._leaves.add(node)
+        if atom:
+            self.full_spans.add(node)
+        self.grow(node, len(node))
+        return node
+
+    def _absorb(self, node: Node, slots: torch.Tensor, owned_from: int, duplicates: list[torch.Tensor]) -> None:
+        """The caller brings slots for a node that exists: free them, or heal the node with them."""
+        start = max(node.start, owned_from)
+        if start >= node.end:
+            return
+        if node.value is not None:
+            duplicates.append(slots[start : node.end])
+            return
+        if start != node.start:
+            raise ValueError(f"span [{node.start}, {node.end}) can only be healed whole, owned from {owned_from}")
+        node.value = slots[node.start : node.end].clone()
+        self.full_spans.add(node)
+        self.grow(node, len(node))
+
+    def attach(self, view: View, node: Node) -> View:
+        """Hang ``view`` on the node where its grounding ends; an equal view that is there already is returned."""
+        for other in node.views:
+            if other.span is view.span and other.grounding == view.grounding:
+                return other
+        view.node = node
+        node.views.append(view)
+        view.span.span_views.add(view)
+        self._reclaimer.changed()
+        return view
+
+    # -- locks ---------------------------------------------------------------------------------------------------
+
+    def lock(self, node: Node) -> int:
+        """Protect the path to ``node``. Returns the change of slots on unlocked nodes (<= 0)."""
+        delta = 0
+        while node is not self.root:
+            if node.lock_ref == 0:
+                delta -= node.own_slots
+                self._leaves.discard(node)
+            node.lock_ref += 1
+            node = node.parent
+        self._locked -= delta
+        self._reclaimer.changed()
+        return delta
+
+    def unlock(self, node: Node) -> int:
+        """Undo one :meth:`lock`. Returns the change of slots on unlocked nodes (>= 0)."""
+        delta = 0
+        while node is not self.root:
+            if node.lock_ref <= 0:
+                raise RuntimeError(f"node [{node.start}, {node.end}) is unlocked more often than locked")
+            node.lock_ref -= 1
+            if node.lock_ref == 0:
+                delta += node.own_slots
+                if not node.children:
+                    self._leaves.add(node)
+            node = node.parent
+        self._locked -= delta
+        self._reclaimer.changed()
+        return delta
+
+    # -- eviction (rule 4) ---------------------------------------------------------------------------------------
+
+    def evict(self, slots: int) -> int:
+        """Free at least ``slots`` slots if :attr:`evictable` allows; returns the number freed."""
+        return self._reclaimer.evict(slots)
+
+    def trim(self, slots: int) -> int:
+        """Reclaim full spans, least recently used first, until at most ``slots`` reclaimable ones are held."""
+        return self._reclaimer.trim(slots)
+
+    def use(self, views: list[View], user) -> None:
+        """``user`` decodes through ``views`` from now on (it holds one lock on their path)."""
+        for view in views:
+            view.users += 1
+            view.span.users.add(user)
+        self._reclaimer.changed()
+
+    def disuse(self, views: list[View], user) -> None:
+        for view in views:
+            view.users -= 1
+            view.span.users.discard(user)
+        self._reclaimer.changed()
+
+    def drop_leaf(self, node: Node) -> int:
+        """Remove an unlocked leaf and free all it owns; returns the number of slots."""
+        assert not node.children and node.lock_ref == 0
+        freed = node.own_slots
+        self.grow(node, -freed)
+        for view in node.views:
+            view.span.span_views.discard(view)
+            if view.block is not None:
+                self.release(view.block)
+        if node.value is not None:
+            self.release(node.value)
+        self.full_spans.discard(node)
+        parent = node.parent
+        del parent.children[node.edge]
+        self._leaves.discard(node)
+        if parent is not self.root and not parent.children and parent.lock_ref == 0:
+            self._leaves.add(parent)
+        return freed
+
+    @property
+    def leaves(self) -> set[Node]:
+        return self._leaves
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes but the root, parents before children."""
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+
+def whole_prefix(ids: np.ndarray, length: int, atomic: bool) -> int:
+    """The largest ``n <= length`` that does not cut a vision run of ``ids`` (the whole prompt) in two."""
+    if atomic:
+        for start, end in vision_runs(ids):
+            if start < length < end:
+                return start
+    return length
+
+
+def _slots(node: Node, device: torch.device) -> torch.Tensor:
+    return node.value if node.value is not None else torch.zeros(len(node), dtype=torch.int64, device=device)
+
+
+def _views_on_path(steps, length: int, deep: Node | None) -> dict[Node, View]:
+    """The deepest view of each span among nodes matched whole within ``length`` (or on ``deep``)."""
+    usable: dict[Node, View] = {}
+    for node, matched in steps:
+        if matched == len(node) and (node.end <= length or node is deep):
+            usable.update((view.span, view) for view in node.views)
+    return usable
+
+
+def _whole_spans(steps, length: int) -> int:
+    return next((node.start for node, _ in steps if node.atom and node.start < length < node.end), length)
+
+
+def _covered(steps, length: int, usable: dict[Node, View]) -> int:
+    """Cut before the first span that is neither in full nor viewed on the path (rule 5)."""
+    for node, _ in steps:
+        if node.atom and node.end <= length and node.value is None and node not in usable:
+            return node.start
+    return length
+
+
+def _replays(deep: Node | None, full: list[Node]) -> bool:
+    """The very same prompt was answered before, and its views cover all that is in full."""
+    return deep is not None and {view.span for view in deep.views} >= set(full)
+
+
+def _grounding_floor(steps, length: int, deep: Node | None) -> int:
+    """Where to cut so that a question is grounded in all of its own words.
+
+    A match that ends inside the text that grounded somebody else's prefill would leave this request's selection to
+    the remaining words only. It is cut back to where that text began, unless the prompt is exactly the same
+    (``deep``), or no span before it is in full (then nothing is selected).
+    """
+    node = next((node for node, _ in steps if node.start < length <= node.end), None)
+    full = [n for n, _ in steps if n.atom and n.end <= length and n.value is not None]
+    if node is None or node.atom or node.grounding_start is None or not full:
+        return length
+    if _replays(deep, full):
+        return length
+    if length == node.end and node.views:
+        return length
+    last_span = max(n.end for n, _ in steps if n.atom and n.end <= length)
+    return min(length, max(node.grounding_start, last_span))

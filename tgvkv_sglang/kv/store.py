@@ -1,0 +1,60 @@
+"""The unit store: one tensor for K and one for V, addressed by flat unit ids (DESIGN section 2).
+
+Layer ``l`` of slot ``s`` is row ``l * slots + s`` of the flat view. A packed view may keep a layer's unit in any
+row, which is why everything past selection speaks of units and never of (layer, slot) pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+
+INT32_LIMIT = 2**31
+
+
+class UnitStore:
+    """Flat views of the KV pool.
+
+    Args:
+        k: ``[L, slots, kv_heads, head_dim]`` contiguous.
+        v: ``[L, slots, kv_heads, v_head_dim]`` contiguous.
+
+    Raises:
+        ValueError: a tensor is not one contiguous block, or the unit ids would not fit 32 bits (kernels read int32).
+    """
+
+    def __init__(self, k: torch.Tensor, v: torch.Tensor):
+        if not (k.is_contiguous() and v.is_contiguous()) or k.shape[:2] != v.shape[:2]:
+            raise ValueError(f"K {tuple(k.shape)} and V {tuple(v.shape)} must be contiguous [L, slots, heads, dim]")
+        self.layers, self.slots = int(k.shape[0]), int(k.shape[1])
+        if self.layers * self.slots >= INT32_LIMIT:
+            raise ValueError(f"{self.layers} layers x {self.slots} slots exceed the 2^31 unit ids that kernels address")
+        self.k_flat = k.flatten(0, 1)
+        self.v_flat = v.flatten(0, 1)
+
+    @property
+    def device(self) -> torch.device:
+        return self.k_flat.device
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of one slot: K and V of one token in all layers."""
+        row = self.k_flat[0].numel() * self.k_flat.element_size() + self.v_flat[0].numel() * self.v_flat.element_size()
+        return row * self.layers
+
+    def units_of(self, slots: torch.Tensor, layer: int) -> torch.Tensor:
+        """Unit ids of one layer's share of ``slots`` (any int dtype, any shape)."""
+        return slots.to(torch.int64) + layer * self.slots
+
+    def dense_units(self, slots: torch.Tensor, count: int) -> torch.Tensor:
+        """The first ``count`` units of ``slots``, slot by slot, each slot's layers in order. int64 ``[count]``."""
+        index = torch.arange(count, device=slots.device)
+        return (index % self.layers) * self.slots + slots[index // self.layers].to(torch.int64)
+
+    def slots_for(self, units: int) -> int:
+        """Whole slots that ``units`` units occupy when packed densely."""
+        return -(-units // self.layers)
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy units ``source[i]`` to ``target[i]``; the two may overlap in any way."""
+        for flat in (self.k_flat, self.v_flat):
+            flat[target] = flat[source]

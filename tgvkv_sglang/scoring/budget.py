@@ -1,0 +1,85 @@
+"""Layer budgets (TVB, DESIGN section 4) in exact arithmetic, so that totals never depend on rounding."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Sequence
+
+
+def vision_total(layers: int, vision_tokens: int, retention: Fraction) -> int:
+    """Units kept in all under ``scope=vision``: the integer nearest to ``layers * retention * vision_tokens``.
+
+    Ties go to the even integer. Known on the host before any score is.
+    """
+    return round(retention * layers * vision_tokens)
+
+
+def shares(masses: Sequence[float]) -> list[Fraction]:
+    """Text-to-vision attention mass per layer as exact shares that sum to 1 (uniform when no layer has any).
+
+    Raises:
+        ValueError: a mass is negative or not finite.
+    """
+    for layer, mass in enumerate(masses):
+        if not math.isfinite(mass) or mass < 0:
+            raise ValueError(f"layer {layer} has attention mass {mass!r}; masses must be finite and >= 0")
+    total = sum(Fraction(m) for m in masses)
+    if total == 0:
+        return [Fraction(1, len(masses))] * len(masses)
+    return [Fraction(m) / total for m in masses]
+
+
+def _water_fill(share: Sequence[Fraction], total: int, cap: int) -> list[Fraction]:
+    """Real-valued budgets proportional to ``share``, none above ``cap``, summing to ``total``."""
+    budget = [Fraction(0)] * len(share)
+    open_layers = list(range(len(share)))
+    left = Fraction(total)
+    while open_layers:
+        mass = sum(share[i] for i in open_layers)
+        part = {i: left * share[i] / mass if mass else left / len(open_layers) for i in open_layers}
+        full = [i for i in open_layers if part[i] > cap]
+        if not full:
+            for i in open_layers:
+                budget[i] = part[i]
+            return budget
+        for i in full:
+            budget[i] = Fraction(cap)
+        left -= cap * len(full)
+        open_layers = [i for i in open_layers if part[i] <= cap]
+    return budget
+
+
+def _largest_remainder(budget: Sequence[Fraction], total: int) -> list[int]:
+    """Integers nearest below plus one for the largest fractional parts; ties go to the lower layer."""
+    whole = [math.floor(b) for b in budget]
+    order = sorted(range(len(budget)), key=lambda i: (whole[i] - budget[i], i))
+    for i in order[: total - sum(whole)]:
+        whole[i] += 1
+    return whole
+
+
+def vision_budget(masses: Sequence[float], vision_tokens: int, retention: Fraction) -> list[int]:
+    """Kept vision tokens per layer, ``scope=vision``: exact total, each layer at most ``vision_tokens``.
+
+    Args:
+        masses: text-to-vision attention mass per layer, length L.
+        vision_tokens: |V|.
+        retention: exact retention in (0, 1].
+
+    Returns:
+        L integers that sum to :func:`vision_total`.
+    """
+    total = vision_total(len(masses), vision_tokens, retention)
+    return _largest_remainder(_water_fill(shares(masses), total, vision_tokens), total)
+
+
+def total_budget(masses: Sequence[float], vision_tokens: int, tokens: int, retention: Fraction) -> list[int]:
+    """Kept vision tokens per layer, ``scope=total`` (the paper): text first, surplus of a full layer is lost.
+
+    ``keep_l = round(L * tokens * retention * share_l)``; text takes ``tokens - vision_tokens`` of it.
+    """
+    text = tokens - vision_tokens
+    layers = len(masses)
+    keep = [round(layers * tokens * retention * share) for share in shares(masses)]
+    return [min(max(k - text, 0), vision_tokens) for k in keep]

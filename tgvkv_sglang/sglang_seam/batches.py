@@ -1,0 +1,38 @@
+"""Hooks that carry per-request state from the scheduler to the backend, and order selection before decode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..attention.state import RequestState
+from .requests import state_of
+from .server_args import config_of
+
+_current: list[RequestState | None] | None = None
+
+
+def current_states() -> list[RequestState | None] | None:
+    """States of the batch whose forward is being prepared, by row; None when no request of it has one."""
+    return _current
+
+
+def after_init_new(result: Any, batch: Any, model_runner: Any, **kwargs: Any) -> None:
+    """Runs right before the forward of ``batch``, in the same thread."""
+    global _current
+    states = [state_of(req) for req in batch.reqs] if config_of(model_runner.server_args) is not None else []
+    _current = states if any(state is not None for state in states) else None
+
+
+def is_disable_overlap_for_batch(original: Any, self: Any, batch: Any, last_batch: Any) -> bool:
+    """Process a finished prefill with vision before the decode step that would race its selection.
+
+    The queued batch's own copy tells its mode: ``last_batch`` may have been turned into the decode batch already.
+    """
+    if original(self, batch, last_batch):
+        return True
+    if config_of(self.server_args) is None or not self.result_queue:
+        return False
+    if batch is None or not batch.forward_mode.is_decode():
+        return False
+    pending = self.result_queue[0][0]
+    return pending.forward_mode.is_extend() and any(state_of(req) is not None for req in pending.reqs)

@@ -1,0 +1,46 @@
+"""The KV pool: SGLang's MHA pool with all layers in one tensor for K and one for V."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
+
+from ..kv.store import UnitStore
+from . import active
+from .server_args import config_of
+
+
+class TgvKVPool(MHATokenToKVPool):
+    """Layer ``l`` of slot ``s`` is row ``l * slots + s`` of one flat tensor; ``k_buffer[l]`` is a contiguous slice.
+
+    Stock kernels, copies and reports go through the list of slices and do not see the difference.
+    """
+
+    def _create_buffers_normal(self) -> None:
+        if self.use_hnd or getattr(self, "kv_cache_layout", None) == "vectorized_5d":
+            raise NotImplementedError("tgvkv keeps KV as [slots, heads, dim]; run without an HND or 5-D KV layout")
+        k_shape, v_shape = self._kv_buffer_shapes()
+        pool = torch.cuda.use_mem_pool(self.custom_mem_pool) if self.enable_custom_mem_pool else nullcontext()
+        with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE), pool:
+            self.k_all = torch.zeros((self.layer_num, *k_shape), dtype=self.store_dtype, device=self.device)
+            self.v_all = torch.zeros((self.layer_num, *v_shape), dtype=self.store_dtype, device=self.device)
+        self.k_buffer = list(self.k_all.unbind(0))
+        self.v_buffer = list(self.v_all.unbind(0))
+
+    @property
+    def units(self) -> UnitStore:
+        if getattr(self, "_units", None) is None:
+            self._units = UnitStore(self.k_all, self.v_all)
+        return self._units
+
+
+def build_mha_kv_pool(original: Any, self: Any, **kwargs: Any) -> Any:
+    """On CUDA: swap in our pool class when the server runs on tgvkv."""
+    if config_of(self.server_args) is not None:
+        active.require("the KV pool")
+        kwargs["mha_pool_class"] = TgvKVPool
+    return original(self, **kwargs)

@@ -1,0 +1,236 @@
+"""SGLang's prefix-cache interface on top of the span tree: requests in, slots out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.base_prefix_cache import (
+    BasePrefixCache,
+    DecLockRefResult,
+    EvictParams,
+    EvictResult,
+    IncLockRefResult,
+    MatchPrefixParams,
+    MatchResult,
+)
+
+from ..attention.state import PrefillPlan, RequestState
+from ..config import TgvConfig, namespace_retention
+from ..errors import UnsupportedServerError
+from ..kv.nodes import Node
+from ..kv.radix import Inserted, Match, SpanTree, whole_prefix
+from . import active
+from .pool import TgvKVPool
+from .requests import ensure_state, state_of, token_ids
+from .selection import select_views
+from .server_args import config_of
+
+logger = logging.getLogger(__name__)
+
+
+def create_radix_cache(ctx: Any) -> "TgvRadixCache":
+    """Factory registered as radix cache backend ``tgvkv``."""
+    active.require("the radix cache")
+    config = config_of(ctx.server_args)
+    if config is None or ctx.disable_radix_cache or ctx.params.disable:
+        raise UnsupportedServerError("tgvkv: --radix-cache-backend tgvkv works with --attention-backend tgvkv only.")
+    return TgvRadixCache(ctx.params, config)
+
+
+class TgvRadixCache(BasePrefixCache):
+    """See :class:`tgvkv_sglang.kv.radix.SpanTree` for the rules; this class only speaks SGLang.
+
+    Physical and logical lengths differ once spans are reclaimed: sizes (evictable, protected) count slots, prefix
+    lengths count tokens, and a reclaimed token's page-table entry is 0.
+    """
+
+    def __init__(self, params: Any, config: TgvConfig):
+        self.disable = False
+        self.config = config
+        self.req_to_token_pool = params.req_to_token_pool
+        self.token_to_kv_pool_allocator = params.token_to_kv_pool_allocator
+        self.page_size = params.page_size
+        self.disable_finished_insert = params.disable_finished_insert
+        pool = self.token_to_kv_pool_allocator.get_kvcache()
+        if not isinstance(pool, TgvKVPool):
+            raise UnsupportedServerError(f"tgvkv: the KV pool is {type(pool).__name__}, not ours.")
+        self.device = pool.units.device
+        self.capacity = self.token_to_kv_pool_allocator.size
+        self.tree = SpanTree(pool.units, self.token_to_kv_pool_allocator.free)
+        if params.enable_metrics:
+            self.init_metrics_collector()
+
+    # -- small parts of the interface ----------------------------------------------------------------------------
+
+    @property
+    def root_node(self) -> Node:
+        return self.tree.root
+
+    def reset(self) -> None:
+        self.tree.reset()
+
+    def evictable_size(self) -> int:
+        return self.tree.evictable
+
+    def protected_size(self) -> int:
+        return self.tree.protected
+
+    def total_size(self) -> int:
+        return self.tree.total
+
+    def full_evictable_size(self) -> int:
+        return self.evictable_size()
+
+    def full_protected_size(self) -> int:
+        return self.protected_size()
+
+    def pretty_print(self) -> None:
+        for node in self.tree.nodes():
+            held = "reclaimed" if node.value is None else f"{len(node.value)} slots"
+            print(f"[{node.start}, {node.end}) {'vision' if node.atom else 'text'} {held} lock={node.lock_ref}")
+
+    def inc_lock_ref(self, node: Node) -> IncLockRefResult:
+        return IncLockRefResult(delta=self.tree.lock(node))
+
+    def dec_lock_ref(self, node: Node, params: Any = None) -> DecLockRefResult:
+        return DecLockRefResult(delta=self.tree.unlock(node))
+
+    def evict(self, params: EvictParams) -> EvictResult:
+        start = time.perf_counter()
+        freed = self.tree.evict(params.num_tokens)
+        self.update_eviction_metrics(freed, start)
+        return EvictResult(num_tokens_evicted=freed)
+
+    # -- match ---------------------------------------------------------------------------------------------------
+
+    def _atomic(self, extra_key: str | None) -> bool:
+        """Spans are atomic where something may be evicted; retention 1.0 keeps a plain radix tree."""
+        return namespace_retention(extra_key, self.config) < 1.0
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        key, req = params.key, params.req
+        ids = token_ids(key.token_ids)
+        limit = len(ids) if key.limit is None else min(key.limit, len(ids))
+        match = self.tree.match(key.extra_key, ids, limit, self._atomic(key.extra_key))
+        if req is not None:
+            state = ensure_state(req, self.config)
+            if state is not None:
+                state.begin(plan_prefill(state, match))
+        return MatchResult(
+            device_indices=match.slots,
+            last_device_node=match.node,
+            last_host_node=match.node,
+            best_match_node=match.node,
+        )
+
+    # -- insert --------------------------------------------------------------------------------------------------
+
+    def _insert(self, req: Any, ids: Any, length: int) -> Inserted:
+        """Give the request's slots of ``ids[:length]`` to the tree and point its row at the tree's slots."""
+        state = state_of(req)
+        row = self.req_to_token_pool.req_to_token[req.req_pool_idx, :length].to(torch.int64)
+        grounding_start = state.plan.start if state is not None and length <= state.prompt_len else None
+        atomic = self._atomic(req.extra_key)
+        inserted = self.tree.insert(req.extra_key, ids[:length], row, req.cache_protected_len, atomic, grounding_start)
+        fresh = slice(req.cache_protected_len, length)
+        self.req_to_token_pool.write((req.req_pool_idx, fresh), inserted.slots[fresh].to(torch.int32))
+        req.cache_protected_len = max(req.cache_protected_len, length)
+        return inserted
+
+    def _relock(self, req: Any, node: Node) -> None:
+        self.tree.lock(node)
+        self.tree.unlock(req.last_node)
+        req.last_node = node
+
+    def _insert_prompt(self, req: Any, ids: Any, length: int) -> tuple[Inserted, list]:
+        """Insert a finished prefill; returns the views decode will use (selected here if a selection was planned)."""
+        state = state_of(req)
+        if state is None:
+            return self._insert(req, ids, length), []
+        inserted = self._insert(req, ids, min(length, state.prompt_len))
+        views = [*state.plan.kept_views, *select_views(self.tree, state, inserted, req)]
+        if length > state.prompt_len:
+            inserted = self._insert(req, ids, length)
+        return inserted, views
+
+    def cache_unfinished_req(self, req: Any, chunked: bool = False) -> None:
+        """After a middle chunk: insert its whole spans, keep the tail private. After the last: insert and select."""
+        if chunked:
+            ids = token_ids(req.full_untruncated_fill_ids)
+            end = req.extend_range.end
+            length = whole_prefix(ids, end, self._atomic(req.extra_key))
+            if length > req.cache_protected_len:
+                self._relock(req, self._insert(req, ids, length).node)
+        else:
+            ids = token_ids(req.get_fill_ids())
+            end = len(ids)
+            inserted, views = self._insert_prompt(req, ids, end)
+            self._relock(req, inserted.node)
+            self._decode_through(req, views)
+        row = self.req_to_token_pool.req_to_token[req.req_pool_idx, :end]
+        req.prefix_indices = row.to(torch.int64, copy=True)
+        self._trim()
+
+    def _decode_through(self, req: Any, views: list) -> None:
+        state = state_of(req)
+        if state is None:
+            return
+        rows, index = self.req_to_token_pool.req_to_token, req.req_pool_idx
+
+        def zero_row(start: int, end: int) -> None:
+            rows[index, start:end] = 0
+
+        state.zero_row = zero_row
+        state.decode_through(views)
+        self.tree.use(views, state)
+
+    def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int) -> None:
+        """The request leaves: its tokens go to the tree (or are freed), its views stay with the conversation."""
+        state = state_of(req)
+        if is_insert and not self.disable_finished_insert:
+            ids = token_ids((req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
+            if state is not None and state.grounding is not None:  # finished with its first token
+                _, views = self._insert_prompt(req, ids, len(ids))
+                state.decode_through(views)
+                state.views = []  # one decode step may still run, but nothing holds the views in use
+            else:
+                self._insert(req, ids, len(ids))
+        else:
+            row = self.req_to_token_pool.req_to_token[req.req_pool_idx, req.cache_protected_len : kv_len_to_handle]
+            if row.numel():
+                self.token_to_kv_pool_allocator.free(row.to(torch.int64))
+        if state is not None:
+            self.tree.disuse(state.stop(), state)
+        if req.last_node is not None:
+            self.tree.unlock(req.last_node)
+        self._trim()
+
+    def _trim(self) -> None:
+        share = self.config.reclaimable_share
+        if share < 1.0 and self.tree.full_spans:
+            self.tree.trim(int(share * self.capacity))
+
+
+def plan_prefill(state: RequestState, match: Match) -> PrefillPlan:
+    """How a prefill after ``match`` attends and what it selects (rules 1, 3 and 5)."""
+    resumed = _resumable(state, match)
+    if resumed:
+        views = tuple(resumed)
+        return PrefillPlan(start=match.length, prefix_views=views, kept_views=views)
+    viewed = tuple(match.views)
+    kept = viewed + tuple(match.replay)
+    settled = {view.span.start for view in kept}
+    select = tuple(span for span in state.vision if span.start not in settled)
+    return PrefillPlan(start=match.length, prefix_views=viewed, kept_views=kept, select=select)
+
+
+def _resumable(state: RequestState, match: Match) -> list:
+    """A retracted request's own views, if the tree still holds them all: it goes on as if nothing had happened."""
+    if match.length < state.prompt_len:
+        return []
+    path = set(match.path)
+    whole = all(view.node in path and view in view.span.span_views for view in state.resume)
+    return state.resume if whole else []

@@ -1,0 +1,80 @@
+"""Turning a finished prefill's scores into views on the tree, and into a trace when the request asked for one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..attention.grounding import Grounding, Scores
+from ..attention.state import RequestState
+from ..kv.radix import Inserted, SpanTree
+from ..kv.views import View
+from ..scoring.select import keep_top, layer_budgets
+from ..spans import with_text
+from ..trace import try_write_trace
+from .ledger import SGLANG_VERSION
+from .requests import image_grids
+
+
+def select_views(tree: SpanTree, state: RequestState, inserted: Inserted, req: Any) -> list[View]:
+    """Select for every span of the finished grounding; attach the views where the grounding ends.
+
+    Returns:
+        The new views (or equal ones that were there already); empty when nothing was grounded.
+    """
+    grounding = state.grounding
+    if grounding is None or not grounding.complete:
+        return []
+    scores = grounding.result()
+    vision = len(grounding.vision_positions)
+    viewed = sum(len(view.span) for view in state.plan.kept_views)
+    config = state.config
+    budget = layer_budgets(
+        scores.layer_mass.double().tolist(),
+        vision_tokens=vision,
+        tokens=state.prompt_len - viewed,
+        retention=config.exact_retention,
+        scope=config.scope,
+    )
+    kept = keep_top(scores.scores, budget)
+    if state.trace and config.trace_dir:
+        _trace(state, grounding, scores, budget, kept, req)
+    state.selections += 1
+    nodes, views, at = inserted.span_nodes(), [], 0
+    for span in grounding.spans:
+        node = nodes[span.start]
+        view = View(node, grounding.new_text, kept[:, at : at + len(span)], node.value, tree.store.slots)
+        views.append(tree.attach(view, inserted.node))
+        at += len(span)
+    return views
+
+
+def _trace(
+    state: RequestState, grounding: Grounding, scores: Scores, budget: list[int], kept: torch.Tensor, req: Any
+) -> None:
+    ids = np.asarray(req.origin_input_ids, dtype=np.int64)
+    arrays = {
+        "token_ids": ids,
+        "spans": np.array([(s.kind, s.start, s.end) for s in with_text(state.vision, len(ids))], dtype=np.int64),
+        "vision_positions": grounding.vision_positions.numpy(),
+        "grounding_positions": grounding.text_positions.numpy(),
+        "text_weights": scores.text_weights.float().cpu().numpy(),
+        "scores": scores.scores.float().cpu().numpy(),
+        "layer_mass": scores.layer_mass.float().cpu().numpy(),
+        "budget": np.asarray(budget, dtype=np.int64),
+        "kept": kept.cpu().numpy(),
+    }
+    config = state.config
+    meta = {
+        "rid": state.rid,
+        "retention": config.retention,
+        "scope": config.scope,
+        "policy": config.policy,
+        "grounding_cap": config.grounding_cap,
+        "grids": image_grids(req.multimodal_inputs),
+        "versions": {"tgvkv-sglang": __version__, "sglang": SGLANG_VERSION, "torch": torch.__version__},
+    }
+    try_write_trace(config.trace_dir, state.rid, state.selections, arrays, meta)

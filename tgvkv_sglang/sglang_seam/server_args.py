@@ -1,0 +1,53 @@
+"""Hooks on ServerArgs: our flags in, our radix cache selected, impossible combinations refused."""
+
+from __future__ import annotations
+
+import contextvars
+from typing import Any
+
+from ..config import TgvConfig
+from ..flags import BACKEND, FLAGS, add_flags, config_from
+from . import active
+from .refusals import refuse
+
+_parsed: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("tgvkv_parsed_flags", default=None)
+
+
+def add_cli_args(result: Any, parser: Any) -> None:
+    add_flags(parser)
+
+
+def from_cli_args(original: Any, args: Any) -> Any:
+    values = {flag.keyword: getattr(args, flag.keyword, None) for flag in FLAGS}
+    token = _parsed.set(values)
+    try:
+        return original(args)
+    finally:
+        _parsed.reset(token)
+
+
+def init(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
+    """ServerArgs(...) with ``tgvkv_*`` keywords. Stock arguments take the stock path."""
+    values = {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("tgvkv_")}
+    parsed = _parsed.get()
+    if parsed is not None:
+        values = {**parsed, **values}
+    config = config_from(values)
+    asked = BACKEND in (
+        kwargs.get("attention_backend"),
+        kwargs.get("prefill_attention_backend"),
+        kwargs.get("decode_attention_backend"),
+    )
+    if asked:
+        active.require(f"--attention-backend {BACKEND}")
+        if kwargs.get("radix_cache_backend") in (None, BACKEND):
+            kwargs["radix_cache_backend"] = BACKEND
+    original(self, *args, **kwargs)
+    if asked:
+        refuse(self)
+        object.__setattr__(self, "_tgvkv", config)
+
+
+def config_of(server_args: Any) -> TgvConfig | None:
+    """The server's configuration, or None when it does not run on tgvkv."""
+    return getattr(server_args, "_tgvkv", None)
