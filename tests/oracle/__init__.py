@@ -1,5 +1,6 @@
 """What the plugin must compute, worked out independently: transformers, eager attention, float64, plain loops."""
 
+from tests.oracle.attention import single_threaded
 from tests.oracle.oracle import Oracle, Prefill, Prompt, State, Turn, load
 from tests.oracle.selection import (
     TEXT,
@@ -31,6 +32,7 @@ __all__ = [
     "largest_remainder",
     "load",
     "select",
+    "single_threaded",
     "total_quotas",
     "vision_quotas",
 ]

@@ -8,6 +8,7 @@ packing, no slots and no tree can be wrong here. Shapes: L layers, n tokens, V v
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -165,11 +166,12 @@ class Oracle:
         return self.prepare_ids(self.tokenizer.encode(text, add_special_tokens=False), images)
 
     @torch.no_grad()
+    @attention.single_threaded()
     def prepare_ids(self, token_ids: Sequence[int], images: Sequence[Image.Image] = ()) -> Prompt:
-        """Token ids to a prompt; each image is one placeholder token, or already its full run of them.
+        """Token ids to a prompt; each image is one placeholder token or already its full run of them.
 
         Raises:
-            ValueError: placeholders fit neither one per image nor the images' sizes.
+            ValueError: the placeholders do not fit the images.
         """
         features = self.image_processor(images=list(images), return_tensors="pt") if images else {}
         grid = features.get("image_grid_thw")
@@ -190,14 +192,14 @@ class Oracle:
         return Prompt(token_ids, is_image[0].numpy(), grid, positions[:, 0], int(delta), embeds, deepstack)
 
     def _expand(self, token_ids: list[int], sizes: list[int]) -> list[int]:
+        """Each run of placeholders is one image; a run of one token grows to the image's size."""
         pad = self.config.image_token_id
-        found = token_ids.count(pad)
-        if found == sum(sizes):
-            return token_ids
-        if found != len(sizes):
-            raise ValueError(f"{found} image placeholders, but {len(sizes)} images of {sizes} vision tokens")
+        runs = [(token, len(list(run))) for token, run in itertools.groupby(token_ids)]
+        found = [length for token, length in runs if token == pad]
+        if len(found) != len(sizes) or any(f not in (1, s) for f, s in zip(found, sizes, strict=True)):
+            raise ValueError(f"runs of {found} image placeholders do not fit images of {sizes} vision tokens")
         queue = iter(sizes)
-        return [out for token in token_ids for out in ([pad] * next(queue) if token == pad else [token])]
+        return [out for token, length in runs for out in [token] * (next(queue) if token == pad else length)]
 
     def _interpolation(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
         """Bilinear corners into the position table with half-pixel centres, [4, patches] each, unless precise."""
@@ -239,6 +241,7 @@ class Oracle:
         return self.model.lm_head(output.last_hidden_state[0, -1])
 
     @torch.no_grad()
+    @attention.single_threaded()
     def prefill(
         self,
         prompt: Prompt,
@@ -281,7 +284,7 @@ class Oracle:
                 prompt.embeds[left:right],
                 prompt.positions[:, left:right],
                 cache,
-                evicted,
+                evicted[:, :right],
                 prompt.is_vision[left:right],
                 [level[seen:until] for level in prompt.deepstack],
             )
@@ -323,6 +326,7 @@ class Oracle:
         return kinds
 
     @torch.no_grad()
+    @attention.single_threaded()
     def decode(
         self, prefill: Prefill, max_new_tokens: int, selection: Selection | None = None, stop_at_eos: bool = False
     ) -> Turn:

@@ -109,7 +109,7 @@ def as_fraction(retention: float | str) -> Fraction:
 
 
 def _text_weight(attention: np.ndarray, text: list[int], t: int) -> float:
-    """TWR: mean attention that grounding token t receives from the grounding queries that can see it, itself included."""
+    """TWR: mean attention that token t gets from the grounding queries that can see it, itself included."""
     queries = [q for q in text if q >= t]
     return math.fsum(attention[q, t] for q in queries) / len(queries)
 
