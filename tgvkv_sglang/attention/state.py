@@ -17,6 +17,27 @@ class PrefillPlan:
 
     Attributes:
         start: first logical position that is computed anew.
+        prefix_views: views that prefill attends through, for prefix spans that are not in full.
+        kept_views: views that decode will attend through without a new selection (of reclaimed spans, or of this very
+            prompt answered before).
+        select: vision spans in full (cached or about to be computed) that get a new view, ascending.
+    """
+
+    start: int = 0
+    prefix_views: tuple[View, ...] = ()
+    kept_views: tuple[View, ...] = ()
+    select: tuple[Span, ...] = ()
+
+
+class RequestState:
+    """Spans, views and scoring of one request with vision.
+
+    Attributes:
+        rid: the client's request id (a label; never a path).
+        config: the request's configuration (retention below 1, otherwise there is no state).
+        trace: write a trace at each selection.
+        vision: all vision spans of the prompt, ascending.
+        prompt_len: tokens of the prompt (generated tokens of a retracted request lie after it).
         plan: how the running prefill attends and selects.
         grounding: scoring of the running prefill, or None when nothing is to be selected.
         views: views that decode attends through; empty until the prefill ends.

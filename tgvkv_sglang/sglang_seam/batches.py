@@ -16,7 +16,7 @@ def current_states() -> list[RequestState | None] | None:
     return _current
 
 
-def after_init_new(result: Any, batch: Any, model_runner: Any, **kwargs: Any) -> None:
+def after_init_new(result: Any, cls: type, batch: Any, model_runner: Any, **kwargs: Any) -> None:
     """Runs right before the forward of ``batch``, in the same thread."""
     global _current
     states = [state_of(req) for req in batch.reqs] if config_of(model_runner.server_args) is not None else []

@@ -17,11 +17,11 @@ def add_cli_args(result: Any, parser: Any) -> None:
     add_flags(parser)
 
 
-def from_cli_args(original: Any, args: Any) -> Any:
+def from_cli_args(original: Any, cls: type, args: Any) -> Any:
     values = {flag.keyword: getattr(args, flag.keyword, None) for flag in FLAGS}
     token = _parsed.set(values)
     try:
-        return original(args)
+        return original(cls, args)
     finally:
         _parsed.reset(token)
 

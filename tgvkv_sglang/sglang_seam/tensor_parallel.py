@@ -9,7 +9,7 @@ import torch
 
 def tensor_parallel_sum() -> Callable[[torch.Tensor], torch.Tensor] | None:
     """A function that sums a tensor over the attention tensor-parallel group; None on one rank."""
-    from sglang.srt.layers.dp_attention import get_parallel
+    from sglang.srt.runtime_context import get_parallel
 
     group = get_parallel().attn_tp_group
     if group.world_size == 1:
