@@ -251,6 +251,15 @@ def test_a_shorter_cached_prefix_is_computed_anew_and_in_full(oracle, prompt):
     assert later.new_start == before_image
 
 
+def test_two_questions_after_the_same_turn_do_not_disturb_each_other(oracle, prompt):
+    state = oracle.greedy(prompt, 4, retention=0.2).state
+    alone = oracle.prefill(follow_up(oracle, state, "And now?", IMAGES[:1]), state)
+    oracle.continue_(state, follow_up(oracle, state, "Why?", IMAGES[:1]), 4, view="full", retention=0.2, cached_len=3)
+    after = oracle.prefill(follow_up(oracle, state, "And now?", IMAGES[:1]), state)
+    assert torch.equal(after.logits, alone.logits)
+    assert state.cache.get_seq_length() == state.num_computed
+
+
 def test_stop_at_eos(oracle, prompt, prefill, monkeypatch):
     tokens = oracle.decode(prefill, 6).token_ids
     end = tokens[3]
