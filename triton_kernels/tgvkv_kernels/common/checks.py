@@ -54,7 +54,7 @@ def check_flat(name: str, flat: torch.Tensor) -> None:
     check_shape(name, flat, (None, None, None))
     if flat.numel() and (flat.stride(2) != 1 or flat.stride(1) != flat.shape[2]):
         raise KernelInputError(
-            f"{name} has strides {flat.stride()}; each row [Hkv, D] must be contiguous: pass the flat view of the storage"
+            f"{name} has strides {flat.stride()}; each row [Hkv, D] must be contiguous: pass the storage's flat view"
         )
 
 

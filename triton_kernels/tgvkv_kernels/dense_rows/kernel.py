@@ -1,4 +1,4 @@
-"""Triton kernels of `dense_rows`: row bounds, compact rows, one-slot append. All integer, every output has one writer."""
+"""Triton kernels of `dense_rows`: row bounds, compact rows, one-slot append. Each output has one writer."""
 
 import triton
 import triton.language as tl

@@ -17,8 +17,7 @@ def launch_dense_rows(
     """Checked arguments of `tgvkv_kernels.dense_rows.api.dense_rows`; two launches."""
     batch = req_pool_indices.shape[0]
     request = _contiguous(req_pool_indices, seq_lens, hole_start, hole_end, hole_indptr)
-    block = min(BOUNDS_BLOCK, next_power_of_2(batch))
-    row_bounds_kernel[(1,)](*request, kv_indptr, batch, BB=block, num_warps=4)
+    launch_row_bounds(request, kv_indptr)
     if batch:
         fill_rows_kernel[(batch, FILL_PROGRAMS)](
             req_to_token,
@@ -31,6 +30,13 @@ def launch_dense_rows(
             BN=FILL_BLOCK,
             TABLE=False,
         )
+
+
+def launch_row_bounds(request: tuple[torch.Tensor, ...], kv_indptr: torch.Tensor) -> None:
+    """Bounds of the compact rows of ``request``, the five per-request tensors of `dense_rows`; one launch."""
+    batch = request[0].shape[0]
+    block = min(BOUNDS_BLOCK, next_power_of_2(batch))
+    row_bounds_kernel[(1,)](*request, kv_indptr, batch, BB=block, num_warps=4)
 
 
 def launch_fill_dense_table(

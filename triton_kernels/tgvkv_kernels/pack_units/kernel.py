@@ -27,7 +27,7 @@ def move_rows_kernel(
     unit = tl.load(p_units + index, mask=m_n, other=0).to(tl.int64)
     line = (i_half.to(tl.int64) * N + index) * WORDS
     p_lines = p_buffer + line[:, None] + word[None, :]
-    if i_half == 0:
+    if i_half == 0:  # noqa: SIM108 - reads like the two storages it is
         p_rows = p_k + (unit * s_k)[:, None] + word[None, :]
     else:
         p_rows = p_v + (unit * s_v)[:, None] + word[None, :]

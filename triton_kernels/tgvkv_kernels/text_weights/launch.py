@@ -30,7 +30,7 @@ def launch_text_weights(
         lse_e,
         partial,
         tokens,
-        scale * LOG2_E,
+        float(scale) * LOG2_E,
         q.stride(0),
         q.stride(1),
         k.stride(0),

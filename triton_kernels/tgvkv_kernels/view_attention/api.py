@@ -45,7 +45,7 @@ def view_attention(
         units: ``[N]`` int32 or int64 flat unit ids of this layer; entries past ``indptr[B]`` are never read, so a table
             of fixed capacity may be passed.
         indptr: ``[B+1]`` int32; request ``b`` owns ``units[indptr[b]:indptr[b+1]]`` (may be empty).
-        row_to_request: ``[R]`` int32 request of each row, -1 for none; ``None`` when row ``b`` is request ``b`` (decode).
+        row_to_request: ``[R]`` int32 request of each row, -1 for none; ``None``: row ``b`` is request ``b`` (decode).
             Any order is correct; rows of one request next to each other share their loads.
         scale: softmax scale. logit_cap: ``cap*tanh(logit/cap)`` when above 0.
         dense_out, dense_lse_e: ``[R, Hq, D]`` (dtype of ``q``) and ``[R, Hq]`` float32: the dense part, LSE base e.

@@ -125,7 +125,7 @@ def view_attention_kernel(
             m_unit = index < end
             unit = tl.load(p_units + index, mask=m_unit, other=0)
             b_k = load_flat_rows(p_k, unit, i_h, m_unit, s_k, D, BD)
-            b_logit = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale_log2
+            b_logit = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale_log2
             if HAS_CAP:  # cap * tanh(x / cap), x in base 2 units; tanh(y) = 1 - 2 / (exp(2y) + 1)
                 cap_b2 = logit_cap * 1.4426950408889634
                 b_logit = cap_b2 * (1.0 - 2.0 / (tl.exp2(b_logit / cap_b2 * 2.8853900817779268) + 1.0))
@@ -136,7 +136,7 @@ def view_attention_kernel(
             b_keep = tl.exp2(b_top - b_shift)
             b_v = load_flat_rows(p_v, unit, i_h, m_unit, s_v, D, BD)
             b_total = b_total * b_keep + tl.sum(b_p, axis=1)
-            b_acc = b_acc * b_keep[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="ieee")
+            b_acc = b_acc * b_keep[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="tf32x3")
             b_top = b_new_top
 
     m_some = b_total > 0

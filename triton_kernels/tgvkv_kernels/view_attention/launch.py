@@ -7,27 +7,28 @@ from tgvkv_kernels.common.tiles import MIN_DOT, TARGET_PROGRAMS, block_dim, ceil
 from tgvkv_kernels.view_attention.kernel import view_attention_kernel, view_merge_kernel
 
 MAX_SPLITS = 16
-PREFILL_LANES = 64  # query rows x group of one tile when rows share a request
+PREFILL_LANES = 64  # query rows x group of one tile when rows share a request, for storage rows up to 256 bytes
 MERGE_HEADS = 4
 
 
 def attention_config(group: int, head_dim: int, itemsize: int, has_row_map: bool) -> dict[str, int]:
     """Tile sizes and launch options, from shapes alone.
 
-    Decode has one query row a tile (its request is its own), prefill as many as fill 64 lanes. Units per step: 64, or
-    32 where a row of the storage is 512 bytes or more, so that K and V with their stages fit sm_80's shared memory.
+    Decode has one query row a tile (its request is its own), prefill as many as fill 64 lanes. Units per step: 64,
+    halved for each doubling of the storage row beyond 256 bytes. Decode waits on memory: with 5 stages Triton 3.6 keeps
+    two K and two V tiles in flight (64 KB; with 3 or 4 only one, because the unit ids are loaded first).
     """
     lanes = max(MIN_DOT, next_power_of_2(group))
+    row_bytes = block_dim(head_dim) * itemsize
     if has_row_map:
-        lanes = max(lanes, PREFILL_LANES)
-    wide = block_dim(head_dim) * itemsize >= 512
+        lanes = max(lanes, PREFILL_LANES if row_bytes <= 256 else PREFILL_LANES // 2)
     return {
         "ROWS": lanes // group if has_row_map else 1,
         "BM": lanes,
-        "BN": 32 if wide else 64,
+        "BN": max(MIN_DOT, 64 * 256 // max(row_bytes, 256)),
         "BD": block_dim(head_dim),
-        "num_warps": 4,
-        "num_stages": 2 if wide else 3,
+        "num_warps": 8 if has_row_map or itemsize == 4 else 4,
+        "num_stages": 3 if has_row_map else 5,
     }
 
 
@@ -80,8 +81,8 @@ def launch_view_attention(
         part_out,
         part_lse,
         rows,
-        scale * LOG2_E,
-        logit_cap,
+        float(scale) * LOG2_E,
+        float(logit_cap),
         *q.stride()[:2],
         k_flat.stride(0),
         v_flat.stride(0),

@@ -47,7 +47,7 @@ def launch_vision_scores(
         mass_partial,
         tokens,
         vision,
-        scale * LOG2_E,
+        float(scale) * LOG2_E,
         q.stride(0),
         q.stride(1),
         k_flat.stride(0),

@@ -1,0 +1,79 @@
+"""Every kernel compiles for sm_80, sm_90 and sm_100 here, as launched, within bounds of shared memory and registers."""
+
+import pytest
+import torch
+from tgvkv_kernels import aot
+
+ARCHS = (80, 90, 100)
+SHARED_LIMIT = 99 * 1024  # a block of ours twice on an sm_90/sm_100 multiprocessor (228 KB), once on sm_80 (163 KB)
+KERNELS = {
+    "text_columns_kernel",
+    "text_reduce_kernel",
+    "vision_columns_kernel",
+    "vision_reduce_kernel",
+    "view_attention_kernel",
+    "view_merge_kernel",
+    "layer_budgets_kernel",
+    "top_positions_kernel",
+    "view_units_kernel",
+    "move_rows_kernel",
+    "row_bounds_kernel",
+    "fill_rows_kernel",
+    "extend_rows_kernel",
+}
+QWEN3_VL_8B = aot.ModelShape(q_heads=32, kv_heads=8, head_dim=128, dtype=torch.bfloat16)
+WIDE = aot.ModelShape(q_heads=16, kv_heads=2, head_dim=256, dtype=torch.bfloat16, logit_cap=30.0)
+NARROW = aot.ModelShape(q_heads=8, kv_heads=8, head_dim=80, dtype=torch.float16)
+FLOAT32 = aot.ModelShape(q_heads=8, kv_heads=2, head_dim=128, dtype=torch.float32)
+
+
+def compile_for(arch, shape, attention_only):
+    """Facts on each compiled variant, as plain values: (kernel, resources, target line, atomics in the PTX)."""
+    with aot.compile_only(arch) as compiled:
+        (aot._launch_attention if attention_only else aot.launch_all)(shape)
+    facts = []
+    for name, kernels in compiled.items():
+        for kernel in kernels:
+            ptx = kernel.asm["ptx"]
+            target = next(line for line in ptx.splitlines() if line.startswith(".target"))
+            atomics = [line for line in ptx.splitlines() if line.strip().startswith(("atom.", "red."))]
+            assert kernel.asm["cubin"][:4] == b"\x7fELF"
+            facts.append((name, aot.resources(kernel), target, atomics))
+    return facts
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_every_kernel_compiles_within_bounds(compiler, arch):
+    facts = compiler(compile_for, arch, QWEN3_VL_8B, attention_only=False)
+    assert {name for name, *_ in facts} == KERNELS
+    for name, resources, target, atomics in facts:
+        assert f"sm_{arch}" in target, f"{name} was compiled for {target}"
+        assert resources.stack == 0 and resources.local == 0, f"{name} spills registers: {resources}"
+        assert resources.shared <= SHARED_LIMIT, f"{name} needs too much shared memory: {resources}"
+        assert not atomics, f"{name} has atomics, whose order is not fixed: {atomics[:3]}"
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("shape", [WIDE, NARROW], ids=["head_dim 256, group 8", "head_dim 80, group 1"])
+def test_attention_kernels_of_other_shapes(compiler, arch, shape):
+    for name, resources, _, atomics in compiler(compile_for, arch, shape, attention_only=True):
+        assert resources.stack == 0 and resources.local == 0, f"{name} spills registers: {resources}"
+        assert resources.shared <= SHARED_LIMIT, f"{name} needs too much shared memory: {resources}"
+        assert not atomics, f"{name} has atomics, whose order is not fixed: {atomics[:3]}"
+
+
+def test_float32_compiles(compiler):
+    """float32 is for comparisons, not for serving: it may spill a little, but must fit any of the three targets."""
+    for name, resources, _, _ in compiler(compile_for, 90, FLOAT32, attention_only=True):
+        assert resources.stack <= 256 and resources.local == 0, f"{name} spills registers: {resources}"
+        assert resources.shared <= SHARED_LIMIT, f"{name} needs too much shared memory: {resources}"
+
+
+def compile_in_interpreter():
+    with aot.compile_only(90):
+        pass
+
+
+def test_interpreter_process_refuses_to_compile(interpreted):
+    with pytest.raises(aot.KernelBackendError, match="TRITON_INTERPRET=1"):
+        interpreted(compile_in_interpreter)

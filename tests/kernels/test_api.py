@@ -1,0 +1,128 @@
+"""What every api shares: no Triton on import, dispatch, errors, LSE bases, bfloat16 in the interpreter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tgvkv_kernels.common.checks import check_units
+from tgvkv_kernels.common.errors import KernelBackendError, KernelInputError
+from tgvkv_kernels.common.interpreter import bf16_bits_to_f32, f32_to_bf16_bits
+from tgvkv_kernels.common.lse import lse_b2_to_e, lse_e_to_b2, merge_by_lse
+from tgvkv_kernels.text_weights import text_weights
+from tgvkv_kernels.view_attention import view_attention
+from tgvkv_kernels.vision_scores import vision_scores
+
+from tests.kernels.kernel_support import generator, normal
+
+KERNEL_ROOT = Path(__file__).resolve().parents[2] / "triton_kernels"
+COLD_IMPORT = """
+import sys
+sys.modules["triton"] = None  # any import of Triton raises
+import importlib, pkgutil, torch, tgvkv_kernels
+for module in pkgutil.walk_packages(tgvkv_kernels.__path__, "tgvkv_kernels."):
+    if module.name.rsplit(".", 1)[-1] not in ("kernel", "launch", "tiles"):
+        importlib.import_module(module.name)
+from tgvkv_kernels.view_attention import view_attention
+flat = torch.ones(3, 1, 4)
+out, lse_e = view_attention(torch.ones(1, 2, 4), flat, flat, torch.tensor([0, 2]), torch.tensor([0, 2]), None, 0.5)
+assert torch.equal(out, torch.ones(1, 2, 4)), out
+print("cold")
+"""
+
+
+def test_import_and_cpu_path_without_triton():
+    done = subprocess.run([sys.executable, "-c", COLD_IMPORT], cwd=KERNEL_ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "cold", done.stderr
+
+
+def test_references_are_not_imported_by_kernels():
+    for kernel in KERNEL_ROOT.glob("tgvkv_kernels/*/kernel.py"):
+        assert "reference" not in "".join(line for line in kernel.read_text().splitlines() if "import" in line), kernel
+
+
+def test_triton_on_cpu_needs_the_interpreter(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    q = torch.ones(1, 1, 64)
+    with pytest.raises(KernelBackendError, match="TRITON_INTERPRET=1"):
+        text_weights(q, q, torch.zeros(1, 1), 1.0, backend="triton")
+    with pytest.raises(KernelInputError, match="backend='cuda'"):
+        text_weights(q, q, torch.zeros(1, 1), 1.0, backend="cuda")
+
+
+def test_score_errors_name_the_value():
+    q, k, lse = torch.zeros(3, 4, 8), torch.zeros(3, 2, 8), torch.zeros(3, 4)
+    with pytest.raises(KernelInputError, match=r"lse_e has shape \[3, 3\], expected \[3, 4\]"):
+        text_weights(q, k, lse[:, :3], 1.0)
+    with pytest.raises(KernelInputError, match="4 query heads cannot share 3"):
+        text_weights(q, torch.zeros(3, 3, 8), lse, 1.0)
+    with pytest.raises(KernelInputError, match="total_q_heads=2"):
+        text_weights(q, k, lse, 1.0, total_q_heads=2)
+    with pytest.raises(KernelInputError, match="k is torch.float16"):
+        text_weights(q, k.half(), lse, 1.0)
+    w, pos = torch.zeros(3), torch.arange(3)
+    with pytest.raises(KernelInputError, match=r"ids in \[-1, 5\], the storage has units 0..2"):
+        vision_scores(q, lse, w, k, torch.tensor([-1, 5]), pos, pos[:2], 1.0)
+    with pytest.raises(KernelInputError, match="each row .* must be contiguous"):
+        vision_scores(q, lse, w, torch.zeros(2, 3, 8).transpose(0, 1), pos, pos, pos, 1.0)
+
+
+def test_view_attention_errors_name_the_value():
+    q, flat, units = torch.zeros(2, 4, 8), torch.zeros(5, 2, 8), torch.arange(3)
+    with pytest.raises(KernelInputError, match=r"indptr=\[0, 4, 3\] must ascend"):
+        view_attention(q, flat, flat, units, torch.tensor([0, 4, 3]), None, 1.0)
+    with pytest.raises(KernelInputError, match=r"expected \[1, 4, 8\]"):
+        view_attention(q, flat, flat, units, torch.tensor([0, 3]), None, 1.0)
+    with pytest.raises(KernelInputError, match="dense_lse_e is missing"):
+        view_attention(q, flat, flat, units, torch.tensor([0, 1, 3]), None, 1.0, dense_out=q)
+    with pytest.raises(KernelInputError, match="num_splits=0"):
+        view_attention(q, flat, flat, units, torch.tensor([0, 1, 3]), None, 1.0, num_splits=0)
+    with pytest.raises(KernelInputError, match="v_flat is torch.float16"):
+        view_attention(q, flat, flat.half(), units, torch.tensor([0, 1, 3]), None, 1.0)
+
+
+def test_int32_units_only_below_2_to_31():
+    units = torch.zeros(1, dtype=torch.int32)
+    check_units("units", units, 2**31)
+    with pytest.raises(KernelInputError, match="use int64"):
+        check_units("units", units, 2**31 + 1)
+    check_units("units", units.long(), 2**31 + 1)
+
+
+def test_lse_bases():
+    logits = normal(generator(1), 4, 9, dtype=torch.float64)
+    base_2 = torch.log2(torch.exp2(logits).sum(-1))  # FlashInfer's LSE of these base-2 logits
+    natural = torch.logsumexp(logits * torch.log(torch.tensor(2.0, dtype=torch.float64)), -1)
+    torch.testing.assert_close(lse_b2_to_e(base_2), natural)
+    torch.testing.assert_close(lse_e_to_b2(natural), base_2)
+    assert lse_b2_to_e(torch.tensor(float("-inf"))) == float("-inf")
+
+
+def test_merge_by_lse_is_attention_over_the_union():
+    logits = normal(generator(2), 1, 1, 7, dtype=torch.float64)
+    values = normal(generator(3), 7, 5, dtype=torch.float64)
+    parts = [(logits[..., s].softmax(-1) @ values[s], logits[..., s].logsumexp(-1)) for s in (slice(3), slice(3, 7))]
+    out, lse_e = merge_by_lse(*parts[0], *parts[1])
+    torch.testing.assert_close(out, logits.softmax(-1) @ values)
+    torch.testing.assert_close(lse_e, logits.logsumexp(-1))
+    empty = (torch.full((1, 1, 5), float("nan"), dtype=torch.float64), torch.full((1, 1), float("-inf")).double())
+    for merged in (merge_by_lse(*parts[0], *empty), merge_by_lse(*empty, *parts[0])):
+        torch.testing.assert_close(merged[0], parts[0][0])
+        torch.testing.assert_close(merged[1], parts[0][1])
+    out, lse_e = merge_by_lse(*empty, *empty)
+    assert bool((out == 0).all()) and bool((lse_e == float("-inf")).all())
+
+
+def test_bfloat16_conversions_of_the_interpreter_equal_torch():
+    values = torch.cat(
+        [
+            normal(generator(4), 5000) * torch.exp2(torch.arange(5000) % 250 - 125.0),
+            torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan"), 3.4e38, 1e-45, 1.00390625, 1.01171875]),
+        ]
+    )
+    expected = values.to(torch.bfloat16)
+    bits = torch.from_numpy(f32_to_bf16_bits(values.numpy())).view(torch.bfloat16)
+    torch.testing.assert_close(bits, expected, rtol=0, atol=0, equal_nan=True)
+    back = torch.from_numpy(bf16_bits_to_f32(expected.view(torch.uint16).numpy()))
+    torch.testing.assert_close(back, expected.float(), rtol=0, atol=0, equal_nan=True)

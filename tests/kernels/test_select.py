@@ -1,0 +1,155 @@
+"""`select`: references against exact arithmetic and Python sorting, kernels equal to the references."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from tgvkv_kernels.common.errors import KernelInputError
+from tgvkv_kernels.select import layer_budgets, select, view_units
+
+from tests.kernels.kernel_support import assert_same_bits, generator
+from tgvkv_sglang.scoring.budget import vision_budget
+
+MASSES = {
+    "equal": [1.0] * 7,
+    "one layer has all": [0.0, 0.0, 5.0, 0.0],
+    "none has any": [0.0] * 5,
+    "tiny beside large": [1e-30, 1.0, 1e-7, 3.0],
+    "thirds": [1.0, 1.0, 1.0, 2.0, 1.0],
+    "halves": [1.0, 3.0, 1.0, 3.0],
+    "one layer": [0.25],
+}
+
+
+def random_masses(seed, layers=None):
+    gen = generator(seed)
+    layers = int(torch.randint(1, 40, (), generator=gen)) if layers is None else layers
+    return (torch.rand(layers, generator=gen) ** 4 + 1e-4).tolist()
+
+
+def totals(layers, cap):
+    return sorted({0, 1, layers * cap // 20, layers * cap // 3, layers * cap // 2 + 1, layers * cap - 1, layers * cap})
+
+
+def python_top(row, count):
+    """Higher first, ties to the lower position; -0 equals 0 and NaN is lowest, as the contract says."""
+    clean = [float("-inf") if value != value else value for value in row]  # noqa: PLR0124
+    return sorted(sorted(range(len(row)), key=lambda i: (-clean[i], i))[:count])
+
+
+def hard_scores(seed, layers, vision):
+    """Many ties, both zeros, infinities and a NaN."""
+    gen = generator(seed)
+    scores = (torch.randn(layers, vision, generator=gen) * 2).round() / 2
+    scores[0, torch.randperm(vision, generator=gen)[: vision // 3]] = -0.0
+    special = torch.tensor([float("inf"), float("-inf"), float("nan"), 1e-45, -1e-45])
+    scores[-1, : min(5, vision)] = special[:vision]
+    return scores
+
+
+def check_kernels(seed, layers, vision):
+    masses = torch.tensor(random_masses(seed, layers))
+    scores = hard_scores(seed, layers, vision)
+    slots = torch.randperm(5000, generator=generator(seed))[:vision]
+    for total in sorted({0, layers * vision // 3, layers * vision}):
+        positions, layer_ptr = select(scores, masses, total)
+        got = select(scores, masses, total, backend="triton")
+        assert_same_bits("positions", got[0], positions)
+        assert_same_bits("layer_ptr", got[1], layer_ptr)
+        for span_slots in (slots, slots.int()):
+            units = view_units(positions, layer_ptr, span_slots, 5000)
+            assert_same_bits("units", view_units(*got, span_slots, 5000, backend="triton"), units)
+    lumpy = torch.randint(0, vision + 1, (layers,), generator=generator(seed + 1)).tolist()
+    for given, expected in zip(
+        select(scores, budget=lumpy, backend="triton"), select(scores, budget=lumpy), strict=True
+    ):
+        assert_same_bits("by budget", given, expected)
+
+
+def check_budgets(masses, caps):
+    mass = torch.tensor(masses)
+    for cap in caps:
+        for total in totals(len(masses), cap):
+            budget = layer_budgets(mass, total, cap)
+            assert_same_bits("budget", layer_budgets(mass, total, cap, backend="triton"), budget)
+
+
+def check_large_ids():
+    """Units beyond 2^31 come out as int64."""
+    layer_ptr = torch.tensor([0, 1, 3], dtype=torch.int32)
+    positions = torch.tensor([1, 0, 1], dtype=torch.int32)
+    slots = torch.tensor([7, 2**30 - 1])
+    for per_layer, dtype in ((2**30, torch.int32), (2**30 + 1, torch.int64)):
+        units = view_units(positions, layer_ptr, slots, per_layer)
+        assert units.dtype == dtype and units.tolist() == [2**30 - 1, per_layer + 7, per_layer + 2**30 - 1]
+        assert_same_bits("units", view_units(positions, layer_ptr, slots, per_layer, backend="triton"), units)
+
+
+def check_strided_scores():
+    scores = hard_scores(3, 4, 50).T.contiguous().T
+    assert scores.stride(1) != 1
+    for got, expected in zip(
+        select(scores, budget=[3, 0, 50, 7], backend="triton"), select(scores, budget=[3, 0, 50, 7]), strict=True
+    ):
+        assert_same_bits("strided", got, expected)
+    empty = select(scores, budget=[0] * 4, backend="triton")
+    assert empty[0].shape == (0,) and empty[1].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("masses", [*MASSES.values(), *(random_masses(seed) for seed in range(20))])
+def test_budgets_equal_the_exact_ones(masses):
+    """The host's exact-rational budgets (`tgvkv_sglang.scoring.budget`) and the device's float64 ones agree."""
+    layers = len(masses)
+    stored = torch.tensor(masses)
+    for cap in (1, 5, 576):
+        for total in totals(layers, cap):
+            exact = vision_budget(stored.tolist(), cap, Fraction(total, layers * cap))
+            assert layer_budgets(stored, total, cap).tolist() == exact
+            assert sum(exact) == total
+
+
+@pytest.mark.parametrize("vision", [1, 2, 40])
+def test_top_positions_equal_python_sorting(vision):
+    scores = hard_scores(vision, 3, vision)
+    for count in {0, 1, vision // 2, vision}:
+        positions, layer_ptr = select(scores, budget=[count, vision - count, 1])
+        expected = [
+            python_top(row, budget) for row, budget in zip(scores.tolist(), (count, vision - count, 1), strict=True)
+        ]
+        assert positions.tolist() == sum(expected, [])
+        assert layer_ptr.tolist() == [0, count, vision, vision + 1]
+
+
+def test_view_units_by_hand():
+    units = view_units(
+        torch.tensor([0, 2, 1], dtype=torch.int32), torch.tensor([0, 2, 2, 3]), torch.tensor([9, 4, 6]), 100
+    )
+    assert units.tolist() == [9, 6, 204] and units.dtype == torch.int32
+
+
+# 4096 positions are one block of the kernel: 4200 need two.
+@pytest.mark.parametrize(("layers", "vision"), [(1, 1), (5, 127), (4, 128), (3, 129), (9, 700), (2, 4200)])
+def test_kernels_equal_references(interpreted, layers, vision):
+    interpreted(check_kernels, vision, layers, vision)
+
+
+@pytest.mark.parametrize("masses", [*MASSES.values(), random_masses(30, 36)])
+def test_budget_kernel_equals_reference(interpreted, masses):
+    interpreted(check_budgets, masses, (1, 6, 576) if len(masses) < 10 else (577,))
+
+
+def test_large_ids_strides_and_empty(interpreted):
+    interpreted(check_large_ids)
+    interpreted(check_strided_scores)
+
+
+def test_errors_name_the_value():
+    scores = torch.zeros(2, 5)
+    with pytest.raises(KernelInputError, match="total=11"):
+        select(scores, torch.ones(2), 11)
+    with pytest.raises(KernelInputError, match=r"\[6, 0\]"):
+        select(scores, budget=[6, 0])
+    with pytest.raises(KernelInputError, match="total=4"):
+        select(scores, budget=[1, 2], total=4)
+    with pytest.raises(KernelInputError, match="layer_mass and total"):
+        select(scores)
