@@ -1,7 +1,8 @@
 """Selection traces: one ``.npz`` a selection, written for requests that ask for one.
 
-A request id comes from the client. It names a file only after everything but letters, digits, ``-`` and ``_`` has
-been replaced, and an existing file is never overwritten. A trace that cannot be written costs the trace alone.
+A request id comes from the client. It names a file only after everything but letters, digits, ``.``, ``-`` and ``_``
+(and leading dots) has been replaced, and an existing file is never overwritten. A trace that cannot be written costs
+the trace alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def file_stem(rid: str) -> str:
     Two ids that would read alike after cleaning get different names (a digest is added when cleaning changed
     anything).
     """
-    clean = re.sub(r"[^A-Za-z0-9_-]", "_", rid)[:MAX_NAME]
+    clean = re.sub(r"[^A-Za-z0-9._-]|^\.+", "_", rid)[:MAX_NAME]
     if clean == rid and clean:
         return clean
     return f"{clean or 'request'}-{hashlib.sha256(rid.encode('utf-8', 'surrogatepass')).hexdigest()[:12]}"

@@ -1,0 +1,42 @@
+"""Comparing a live server with the oracle, with argued tolerances.
+
+The server computes in float32, the oracle in float64. Scores and masses of the two differ by some 1e-6 relative (read
+off traces); decisions closer than ``EPS`` are excused one by one, and a test fails when more than a few are. A greedy
+token is compared as long as no earlier logit gap of the oracle was below ``GAP``: from there on either continuation
+is right.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.oracle.oracle import Oracle, Turn
+from tests.oracle.selection import Selection, check_kept
+from tests.server.harness import Answer, Server
+
+EPS = 1e-4
+GAP = 1e-3
+
+
+def assert_tokens(answer: Answer, turn: Turn) -> int:
+    """Compare greedy tokens up to the oracle's first toss-up; returns how many were compared."""
+    sure = next((i for i, gap in enumerate(turn.gaps) if gap < GAP), len(turn.gaps))
+    assert answer.ids[:sure] == turn.token_ids[:sure]
+    return sure
+
+
+def assert_selection(server: Server, rid: str, selection: Selection, number: int = 0) -> dict:
+    """Compare a trace with the oracle's selection: what was scored, by what, how, and what was kept."""
+    arrays, meta = server.trace(rid, number)
+    assert arrays["vision_positions"].tolist() == list(selection.vision_positions)
+    assert arrays["grounding_positions"].tolist() == list(selection.grounding_positions)
+    np.testing.assert_allclose(arrays["text_weights"], selection.text_weights, rtol=EPS)
+    np.testing.assert_allclose(arrays["scores"], selection.scores, rtol=EPS)
+    np.testing.assert_allclose(arrays["layer_mass"], selection.layer_mass, rtol=EPS)
+    check_kept(arrays["kept"], selection, EPS)
+    assert arrays["kept"].sum(1).tolist() == arrays["budget"].tolist()
+    return {**arrays, "meta": meta}
+
+
+def ids_of(oracle: Oracle, text: str) -> list[int]:
+    return oracle.tokenizer.encode(text, add_special_tokens=False)

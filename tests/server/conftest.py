@@ -1,0 +1,75 @@
+"""One live server per configuration, started when the first test asks for it.
+
+``eager`` serves retention 1.0 unless a request says otherwise, so that one server shows both that 1.0 is stock and
+what eviction does. ``SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY=2`` and ``SGLANG_CHECK_KV_PAGE_INVARIANTS=1`` are on
+in all of them: a slot that is lost or owned twice kills the server and fails the test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Iterator
+
+import pytest
+
+from tests.oracle.oracle import Oracle, load
+from tests.server.harness import Server, launch, wait_ready
+from tgvkv_sglang.demo.tiny_model import make_tiny_model
+
+OURS = ("--attention-backend", "tgvkv")
+EAGER = (*OURS, "--tgvkv-retention", "1.0", "--tgvkv-reclaim", "eager")
+PRESSURE = (*OURS, "--tgvkv-retention", "0.1", "--chunked-prefill-size", "40")
+TOTAL = (*OURS, "--tgvkv-retention", "0.6", "--tgvkv-scope", "total", "--tgvkv-reclaim", "eager")
+RETRACT = {"SGLANG_TEST_RETRACT": "1"}
+
+
+def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.server)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", seed=0)
+
+
+@pytest.fixture(scope="session")
+def oracle(model_dir) -> Oracle:
+    return load(model_dir, image_backend="pil")
+
+
+def _serve(model: Path, directory: Path, *flags: str, **options) -> Iterator[Server]:
+    server, _ = launch(model, directory, *flags, **options)
+    try:
+        yield wait_ready(server)
+        assert server.alive(), "the server died:\n" + server.log.read_text(errors="replace")[-4000:]
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def eager(model_dir, tmp_path_factory) -> Iterator[Server]:
+    yield from _serve(model_dir, tmp_path_factory.mktemp("eager"), *EAGER)
+
+
+@pytest.fixture(scope="module")
+def stock(model_dir, tmp_path_factory) -> Iterator[Server]:
+    yield from _serve(model_dir, tmp_path_factory.mktemp("stock"), "--attention-backend", "torch_native")
+
+
+@pytest.fixture(scope="module")
+def pressure(model_dir, tmp_path_factory) -> Iterator[Server]:
+    yield from _serve(model_dir, tmp_path_factory.mktemp("pressure"), *PRESSURE, tokens=1500)
+
+
+@pytest.fixture(scope="module")
+def total(model_dir, tmp_path_factory) -> Iterator[Server]:
+    yield from _serve(model_dir, tmp_path_factory.mktemp("total"), *TOTAL, env=RETRACT)
+
+
+@pytest.fixture(scope="session")
+def tgvkv_server(eager) -> Server:
+    """Any server of ours, for tests that only need one (examples)."""
+    return eager

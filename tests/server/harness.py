@@ -1,0 +1,187 @@
+"""Live SGLang servers for tests: start, talk, look at memory, stop the whole process group."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Sequence
+
+import requests
+from PIL import Image
+
+from tests.images import data_url
+from tgvkv_sglang.trace import read_trace
+
+START_LIMIT_S = 600
+CPU_FLAGS = ("--device", "cpu", "--dtype", "float32", "--disable-cuda-graph", "--disable-fast-image-processor")
+COMMON = (
+    "--enable-precise-embedding-interpolation",
+    "--enable-cache-report",
+    "--max-running-requests",
+    "16",
+    "--context-length",
+    "8192",
+    "--sleep-on-idle",
+    "--watchdog-timeout",
+    "600",
+)
+STRICT = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "2", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Server:
+    """One live server. ``url`` is its base URL; ``log`` its log file; ``traces`` its trace directory."""
+
+    url: str
+    log: Path
+    traces: Path
+    process: subprocess.Popen | None = None
+    tokens: int = 0
+
+    def post(self, path: str, body: dict, timeout: float = 300) -> requests.Response:
+        return requests.post(self.url + path, json=body, timeout=timeout)
+
+    def generate(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        *,
+        max_new_tokens: int = 16,
+        rid: str | None = None,
+        trace: bool = False,
+        retention: Any = None,
+        **sampling: Any,
+    ) -> "Answer":
+        """Greedy ``/generate``; raises on any HTTP error."""
+        reply = self.post("/generate", self.body(text, images, max_new_tokens, rid, trace, retention, **sampling))
+        reply.raise_for_status()
+        return Answer.of(reply.json())
+
+    @staticmethod
+    def body(text, images, max_new_tokens=16, rid=None, trace=False, retention=None, **sampling) -> dict:
+        custom: dict[str, Any] = {"tgvkv_trace": True} if trace else {}
+        if retention is not None:
+            custom["tgvkv_retention"] = retention
+        params = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True, **sampling}
+        if custom:
+            params["custom_params"] = custom
+        body: dict[str, Any] = {"text": text, "sampling_params": params}
+        if images:
+            body["image_data"] = [data_url(image) for image in images]
+        if rid is not None:
+            body["rid"] = rid
+        return body
+
+    def together(self, jobs: Sequence[dict]) -> list["Answer"]:
+        """Several :meth:`generate` calls at once, answers in order."""
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            return list(pool.map(lambda job: self.generate(**job), jobs))
+
+    def trace(self, rid: str, number: int = 0) -> tuple[dict, dict]:
+        return read_trace(self.traces / f"{rid}.{number}.npz")
+
+    def flush(self) -> None:
+        """Empty the radix cache; waits until the server is idle enough to do it."""
+        for _ in range(100):
+            if self.post("/flush_cache", {}).ok:
+                return
+            time.sleep(0.1)
+        raise RuntimeError("the server never became idle")
+
+    def memory(self) -> dict[str, int]:
+        """Slots by owner once the server is idle, as SGLang's own check after its last batch logged them.
+
+        ``available`` are free, ``evictable`` belong to the radix cache; ``protected`` and ``uncached`` are 0 then.
+        """
+        for _ in range(100):
+            lines = [line for line in self.log.read_text(errors="replace").splitlines() if "[Mem Check (BUSY)]" in line]
+            memory = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", lines[-1])}
+            if memory["protected"] == memory["uncached"] == 0:
+                return memory
+            time.sleep(0.1)
+        raise RuntimeError(f"the server never became idle: {memory}")
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        try:
+            os.killpg(self.process.pid, signal.SIGTERM)
+            self.process.wait(20)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            pass
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+
+
+@dataclass
+class Answer:
+    """Token ids, text and SGLang's own accounting of one answer."""
+
+    ids: list[int]
+    text: str
+    meta: dict = field(repr=False)
+
+    @classmethod
+    def of(cls, reply: dict) -> "Answer":
+        return cls(list(reply["output_ids"]), reply["text"], reply["meta_info"])
+
+    @property
+    def cached(self) -> int:
+        return self.meta["cached_tokens"]
+
+
+def server_env(extra: dict[str, str] | None = None) -> dict[str, str]:
+    env = {**os.environ, "TORCH_COMPILE_DISABLE": "1", "PYTHONUNBUFFERED": "1", **STRICT, **(extra or {})}
+    env.pop("SGLANG_USE_CPU_ENGINE", None)
+    return env
+
+
+def launch(
+    model: Path, directory: Path, *flags: str, tokens: int = 20000, env: dict[str, str] | None = None
+) -> tuple[Server, subprocess.Popen]:
+    """Start a server without waiting for it (so that several can start side by side)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    port, log = free_port(), directory / "server.log"
+    command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--port", str(port)]
+    command += [*CPU_FLAGS, *COMMON, "--max-total-tokens", str(tokens), *flags]
+    if "tgvkv" in flags:
+        command += ["--tgvkv-trace-dir", str(directory / "traces")]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=server_env(env), start_new_session=True)
+    return Server(f"http://127.0.0.1:{port}", log, directory / "traces", process, tokens), process
+
+
+def wait_ready(server: Server) -> Server:
+    """Wait for a launched server; raises with the end of its log when it dies or does not come up."""
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if not server.alive():
+            break
+        try:
+            if requests.get(server.url + "/health", timeout=2).ok:
+                return server
+        except requests.RequestException:
+            pass
+        time.sleep(0.5)
+    server.stop()
+    raise RuntimeError("the server did not come up:\n" + server.log.read_text(errors="replace")[-4000:])

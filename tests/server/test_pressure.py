@@ -1,0 +1,117 @@
+"""Reclaim under pressure, with prefills cut into chunks of 40 tokens (inside images and questions).
+
+The pool has 1 500 slots: a handful of images in full, many conversations as views.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.images import make_image, make_pair
+from tests.server.compare import assert_selection, assert_tokens, ids_of
+from tests.server.prompts import about_images, chat
+
+RETENTION = 0.1
+
+
+@pytest.mark.parametrize("retention", (0.05, 0.1, 0.2, 0.5))
+def test_chunked_selection(pressure, oracle, retention):
+    image = make_image(1, 256, 224)
+    text = chat(about_images("What is in the lower left corner, and what is above it? " * 2))
+    rid = f"chunked-{retention}"
+    answer = pressure.generate(text, [image], rid=rid, trace=True, retention=retention, max_new_tokens=24)
+    turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 24, retention=retention)
+    assert_selection(pressure, rid, turn.selection)
+    assert assert_tokens(answer, turn) >= 8
+
+
+def test_follow_up_is_grounded_in_its_own_question(pressure, oracle):
+    """While the image is there in full, turn 2 prefills against all of it and selects afresh."""
+    image = make_image(2, 224, 224)
+    first = chat(about_images("Name the biggest thing."))
+    second = chat(about_images("Name the biggest thing."), "A circle.", "And the smallest one, where?")
+    pressure.flush()
+    pressure.generate(first, [image])
+    two = pressure.generate(second, [image], rid="regrounded", trace=True)
+    prompt = oracle.prepare_ids(ids_of(oracle, first), [image])
+    turn_one = oracle.greedy(prompt, 16, retention=RETENTION)
+    turn_two = oracle.continue_(
+        turn_one.state,
+        oracle.prepare_ids(ids_of(oracle, second), [image]),
+        16,
+        view="full",
+        retention=RETENTION,
+        cached_len=two.cached,
+    )
+    assert two.cached >= len(prompt.token_ids)
+    assert_selection(pressure, "regrounded", turn_two.selection)
+    assert assert_tokens(two, turn_two) >= 8
+
+
+def test_sibling_question_selects_like_a_fresh_server(pressure, oracle):
+    """Another question about a cached image: image and text before it come from the cache, the question is whole."""
+    image = make_image(4, 224, 192)
+    texts = [chat("Look:\n" + about_images(q)) for q in ("What colour is the square?", "What colour is the sky?")]
+    pressure.flush()
+    for i, text in enumerate(texts):
+        answer = pressure.generate(text, [image], rid=f"cousin-{i}", trace=True)
+        turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 16, retention=RETENTION)
+        trace = assert_selection(pressure, f"cousin-{i}", turn.selection)
+        assert assert_tokens(answer, turn) >= 8
+    assert answer.cached == trace["vision_positions"][-1] + 1
+
+
+def test_same_question_again_is_answered_from_the_cache(pressure):
+    image, text = make_image(6, 192, 192), chat(about_images("Is it blue?"))
+    pressure.flush()
+    one, two = (pressure.generate(text, [image]) for _ in range(2))
+    assert two.cached == one.meta["prompt_tokens"] - 1
+    assert two.ids == one.ids
+
+
+def test_nothing_is_freed_while_there_is_room(pressure):
+    """One image of 64 vision tokens: all of its slots are still there after the answer."""
+    image, text = make_image(7, 256, 256), chat(about_images("Hm?"))
+    pressure.flush()
+    answer = pressure.generate(text, [image], max_new_tokens=8)
+    assert pressure.memory()["available"] == pressure.tokens - (answer.meta["prompt_tokens"] + 8)
+
+
+def test_many_conversations_stay_resident(pressure, oracle):
+    """Twelve images of 144 tokens do not fit 1 500 slots in full; all twelve conversations continue from the cache."""
+    pressure.flush()
+    chats = []
+    for i in range(12):
+        image = make_image(200 + i, 384, 384)
+        text = chat(about_images(f"Question {i}?"))
+        chats.append((text, image, pressure.generate(text, [image], max_new_tokens=4)))
+    for i, (text, image, first) in enumerate(chats):
+        more = text + "Well.<|im_end|>\n<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n"
+        second = pressure.generate(more, [image], max_new_tokens=8)
+        assert second.cached >= first.meta["prompt_tokens"], f"conversation {i} was lost"
+
+
+def test_pictures_that_differ_in_one_pixel_are_never_confused(pressure, oracle):
+    """Equal token counts, equal questions, nearly equal images, side by side: every answer is its own image's."""
+    pressure.flush()
+    jobs, turns = [], []
+    text = chat(about_images("Describe it."))
+    for seed in range(4):
+        for image in make_pair(seed, 192, 192):
+            jobs.append({"text": text, "images": [image], "max_new_tokens": 12})
+            turns.append(oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 12, retention=RETENTION))
+    before_image = len(ids_of(oracle, text.split("<|image_pad|>")[0]))
+    for round_number in range(2):
+        answers = pressure.together(jobs)
+        assert sum(assert_tokens(a, t) for a, t in zip(answers, turns, strict=True)) >= 60
+        if round_number == 0:  # nobody found anybody else's picture in the cache
+            assert max(answer.cached for answer in answers) <= before_image
+    assert len({tuple(turn.token_ids) for turn in turns}) >= 4
+
+
+def test_too_long_a_prompt_is_refused_and_nothing_is_lost(pressure):
+    pressure.flush()
+    body = pressure.body(chat("word " * 4000), ())
+    reply = pressure.post("/generate", body)
+    assert reply.status_code == 400
+    assert pressure.generate(chat("Hello")).ids

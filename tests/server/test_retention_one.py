@@ -1,0 +1,58 @@
+"""Retention 1.0 is stock SGLang, token for token and cached token for cached token."""
+
+from __future__ import annotations
+
+import random
+
+from tests.images import make_image
+from tests.server.prompts import about_images, chat, interleaved
+
+WORDS = "red blue what where which picture corner left circle count name the of in is there describe second".split()
+GROUPS = 10  # of five prompts each
+
+
+def group(number: int) -> list[dict]:
+    """Five prompts sent at once: text, one image, three interleaved images, a follow-up turn, a long text."""
+    rng = random.Random(number)
+
+    def words(n: int) -> str:
+        return " ".join(rng.choice(WORDS) for _ in range(n))
+
+    images = [make_image(1000 * number + i, 32 * rng.randint(3, 7), 32 * rng.randint(3, 7)) for i in range(5)]
+    one = about_images(words(6))
+    return [
+        {"text": chat(words(8))},
+        {"text": chat(one), "images": images[:1]},
+        {"text": chat(interleaved([words(2), words(3), words(2), words(4)])), "images": images[1:4]},
+        {"text": chat(words(5), words(4), words(6))},
+        {"text": chat(words(60)), "images": []},
+    ]
+
+
+def follow_up(number: int) -> dict:
+    """A second turn about the image of ``group(number)``."""
+    first = group(number)[1]
+    text = first["text"] + "It is red.<|im_end|>\n<|im_start|>user\nAnd why?<|im_end|>\n<|im_start|>assistant\n"
+    return {"text": text, "images": first["images"]}
+
+
+def answers(server) -> list[tuple[list[int], int, int]]:
+    server.flush()
+    out = []
+    for number in range(GROUPS):
+        jobs = [{**job, "max_new_tokens": 32} for job in group(number)]
+        out += server.together(jobs)
+        out.append(server.generate(**follow_up(number), max_new_tokens=32))
+    return [(answer.ids, answer.cached, answer.meta["prompt_tokens"]) for answer in out]
+
+
+def test_fifty_mixed_prompts_equal_stock(stock, eager):
+    ours, theirs = answers(eager), answers(stock)
+    assert len(ours) == 6 * GROUPS
+    assert ours == theirs
+    assert sum(cached for _, cached, _ in ours) > 0
+
+
+def test_memory_equals_stock(stock, eager):
+    """The same traffic leaves the same number of free slots: nothing of ours costs a slot at retention 1.0."""
+    assert eager.memory()["available"] == stock.memory()["available"]
