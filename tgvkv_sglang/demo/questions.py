@@ -20,11 +20,15 @@ CLASSES = SINGLE_TOKEN_CLASSES + MULTI_TOKEN_CLASSES
 
 @dataclass(frozen=True)
 class Question:
-    """One question of class ``cls``; ``answer`` is words separated by single spaces."""
+    """One question of class ``cls``; ``answer`` is words separated by single spaces.
+
+    ``evidence[i]`` are the indices into ``scene.objects`` that word ``i`` of the answer is read from (may be empty).
+    """
 
     cls: str
     text: str
     answer: str
+    evidence: tuple[tuple[int, ...], ...] = ()
 
     @property
     def answer_words(self) -> list[str]:
@@ -52,38 +56,41 @@ def _references(scene: Scene, o: SceneObject, hidden: str) -> list[str]:
 
 
 def _ask_attribute(scene: Scene, rng: random.Random, cls: str) -> Question | None:
-    o = rng.choice(scene.objects)
+    index, o = rng.choice(list(enumerate(scene.objects)))
     references = _references(scene, o, cls)
     if not references:
         return None
     reference = rng.choice(references)
     if cls == "digit":
-        return Question(cls, f"what number is on {reference}?", str(o.digit))
-    return Question(cls, f"what {cls} is {reference}?", o.color if cls == "color" else o.shape)
+        return Question(cls, f"what number is on {reference}?", str(o.digit), ((index,),))
+    return Question(cls, f"what {cls} is {reference}?", o.color if cls == "color" else o.shape, ((index,),))
 
 
 def _ask_at(scene: Scene, rng: random.Random) -> Question:
-    tiles = {(o.row, o.column): o for o in scene.objects}
+    tiles = {(o.row, o.column): i for i, o in enumerate(scene.objects)}
     tile = rng.choice(list(tiles)) if rng.random() < 0.85 else (rng.randrange(GRID), rng.randrange(GRID))
-    answer = name_of(tiles[tile]) if tile in tiles else "nothing"
-    return Question("at", f"what is in the {ROWS[tile[0]]} row column {COLUMNS[tile[1]]}?", answer)
+    text = f"what is in the {ROWS[tile[0]]} row column {COLUMNS[tile[1]]}?"
+    if tile not in tiles:
+        return Question("at", text, "nothing", ((),))
+    return Question("at", text, name_of(scene.objects[tiles[tile]]), ((tiles[tile],),) * 3)
 
 
 def _ask_where(scene: Scene, rng: random.Random) -> Question:
-    o = rng.choice(scene.objects)
+    index, o = rng.choice(list(enumerate(scene.objects)))
     reference = rng.choice(_references(scene, o, "where"))
-    return Question("where", f"where is {reference}?", f"{ROWS[o.row]} row column {COLUMNS[o.column]}")
+    answer = f"{ROWS[o.row]} row column {COLUMNS[o.column]}"
+    return Question("where", f"where is {reference}?", answer, ((index,), (), (), (index,)))
 
 
 def _ask_count(scene: Scene, rng: random.Random) -> Question:
     present = rng.random() < 0.85
     if rng.random() < 0.5:
         word = rng.choice([o.color for o in scene.objects] if present else list(COLORS))
-        n = sum(o.color == word for o in scene.objects)
+        found = tuple(i for i, o in enumerate(scene.objects) if o.color == word)
     else:
         word = rng.choice([o.shape for o in scene.objects] if present else list(SHAPES))
-        n = sum(o.shape == word for o in scene.objects)
-    return Question("count", f"how many {word} objects?", COUNTS[n])
+        found = tuple(i for i, o in enumerate(scene.objects) if o.shape == word)
+    return Question("count", f"how many {word} objects?", COUNTS[len(found)], (found,))
 
 
 def _crowded_row(scene: Scene, rng: random.Random) -> int:
@@ -94,26 +101,32 @@ def _crowded_row(scene: Scene, rng: random.Random) -> int:
     return rng.choice(list(rows))
 
 
+def _listing(cls: str, text: str, items: list[tuple[int, str]]) -> Question:
+    """A list answer: ``items`` are (object index, words said about it)."""
+    evidence = tuple((i,) for i, said in items for _ in said.split())
+    return Question(cls, text, " ".join(said for _, said in items), evidence)
+
+
 def _ask_numbers(scene: Scene, rng: random.Random) -> Question:
     row = _crowded_row(scene, rng)
-    digits = [str(o.digit) for o in scene.objects if o.row == row]
-    return Question("numbers", f"read the numbers in the {ROWS[row]} row.", " ".join(digits))
+    digits = [(i, str(o.digit)) for i, o in enumerate(scene.objects) if o.row == row]
+    return _listing("numbers", f"read the numbers in the {ROWS[row]} row.", digits)
 
 
 def _ask_row(scene: Scene, rng: random.Random) -> Question:
     row = _crowded_row(scene, rng)
-    names = [name_of(o) for o in scene.objects if o.row == row]
-    return Question("row", f"list the objects in the {ROWS[row]} row.", " ".join(names))
+    names = [(i, name_of(o)) for i, o in enumerate(scene.objects) if o.row == row]
+    return _listing("row", f"list the objects in the {ROWS[row]} row.", names)
 
 
 def _ask_colorlist(scene: Scene, rng: random.Random) -> Question:
     color = rng.choice([o.color for o in scene.objects])
-    names = [f"{o.shape} {o.digit}" for o in scene.objects if o.color == color]
-    return Question("colorlist", f"list the {color} objects.", " ".join(names))
+    names = [(i, f"{o.shape} {o.digit}") for i, o in enumerate(scene.objects) if o.color == color]
+    return _listing("colorlist", f"list the {color} objects.", names)
 
 
 def _ask_describe(scene: Scene, rng: random.Random) -> Question:
-    return Question("describe", "describe the image.", " ".join(name_of(o) for o in scene.objects))
+    return _listing("describe", "describe the image.", [(i, name_of(o)) for i, o in enumerate(scene.objects)])
 
 
 _ASK = {
@@ -155,11 +168,11 @@ def questions(scene: Scene, rng: random.Random, n: int = 8, classes: tuple[str, 
 def about_image(question: Question, image: int) -> Question:
     """The same question, asked in a chat with two images about image ``image`` (0 or 1)."""
     mark = question.text[-1]
-    return Question(question.cls, f"{question.text[:-1]} in image {IMAGE_NAMES[image]}{mark}", question.answer)
+    return Question(question.cls, f"{question.text[:-1]} in image {IMAGE_NAMES[image]}{mark}", question.answer, question.evidence)
 
 
 def compare(first: Scene, second: Scene, rng: random.Random, classes: tuple[str, ...] = CLASSES) -> Question:
     """A question of class "compare" about one of two images (each chat turn names the image it is about)."""
     image = rng.randrange(2)
     question = about_image(ask((first, second)[image], rng, rng.choice(classes)), image)
-    return Question("compare", question.text, question.answer)
+    return Question("compare", question.text, question.answer, question.evidence)
