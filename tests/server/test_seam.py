@@ -1,0 +1,119 @@
+"""Hooks, refusals and the text-only path, in one process that imports SGLang but starts no server."""
+
+from __future__ import annotations
+
+import types
+
+import pytest
+import torch
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.plugins import load_plugins
+from sglang.srt.server_args import ServerArgs, prepare_server_args
+
+from tgvkv_sglang.errors import ConfigError, IntegrityError, UnsupportedServerError
+from tgvkv_sglang.sglang_seam import active, ledger
+from tgvkv_sglang.sglang_seam.server_args import config_of
+
+CPU = ["--device", "cpu", "--disable-cuda-graph", "--disable-fast-image-processor"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plugins():
+    load_plugins()
+    active.require("this test")
+
+
+def parse(model_dir, *flags: str) -> ServerArgs:
+    return prepare_server_args(["--model-path", str(model_dir), *CPU, "--attention-backend", "tgvkv", *flags])
+
+
+def test_every_row_of_the_ledger_holds():
+    assert ledger.check_ledger() == []
+
+
+def test_a_moved_target_is_reported():
+    gone = ledger.Hook("sglang.srt.server_args.ServerArgs.no_such", "AFTER", "cpu:support_triton", (), "", "")
+    other = ledger.Hook("sglang.srt.utils.common.support_triton", "AROUND", "cpu:support_triton", ("name",), "", "")
+    lost = ledger.Hook("sglang.srt.utils.common.support_triton", "AROUND", "cpu:no_such", ("backend",), "", "")
+    for hook, word in ((gone, "no_such"), (other, "takes"), (lost, "handler")):
+        assert len(ledger.problems(hook)) == 1 and word in ledger.problems(hook)[0]
+
+
+def test_flags_reach_the_configuration(model_dir):
+    args = parse(model_dir, "--tgvkv-retention", "0.25", "--tgvkv-scope", "total", "--tgvkv-reclaim", "eager")
+    config = config_of(args)
+    assert (config.retention, config.scope, config.reclaim) == (0.25, "total", "eager")
+    assert args.radix_cache_backend == "tgvkv"
+
+
+def test_engine_keywords_reach_the_configuration(model_dir):
+    args = ServerArgs(
+        model_path=str(model_dir), device="cpu", attention_backend="tgvkv", disable_cuda_graph=True,
+        disable_fast_image_processor=True, tgvkv_retention=0.5,
+    )  # fmt: skip
+    assert config_of(args).retention == 0.5
+
+
+def test_defaults_are_pressure_and_a_tenth(model_dir):
+    config = config_of(parse(model_dir))
+    assert (config.retention, config.scope, config.reclaim, config.policy) == (0.1, "vision", "pressure", "tgv")
+
+
+def test_stock_servers_are_left_alone(model_dir):
+    args = prepare_server_args(["--model-path", str(model_dir), *CPU, "--attention-backend", "torch_native"])
+    assert config_of(args) is None and args.radix_cache_backend is None
+
+
+@pytest.mark.parametrize("value", ("0", "1.5", "-0.1", "nan"))
+def test_bad_retention_is_refused(model_dir, value):
+    with pytest.raises(ConfigError, match="--tgvkv-retention.*0 < retention <= 1"):
+        parse(model_dir, "--tgvkv-retention", value)
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (("--page-size", "16"), "--page-size"),
+        (("--enable-mixed-chunk",), "--enable-mixed-chunk"),
+        (("--enable-hierarchical-cache",), "HiCache"),
+        (("--enable-lmcache",), "--enable-lmcache"),
+        (("--disaggregation-mode", "prefill"), "--disaggregation-mode"),
+        (("--pp-size", "2"), "--pp-size"),
+        (("--enable-streaming-session",), "--enable-streaming-session"),
+        (("--kv-cache-dtype", "fp8_e5m2"), "--kv-cache-dtype"),
+        (("--disable-radix-cache",), "--disable-radix-cache"),
+        (("--decode-attention-backend", "torch_native"), "--decode-attention-backend"),
+        (("--speculative-algorithm", "NGRAM"), "--speculative-algorithm"),
+    ],
+)
+def test_impossible_combinations_are_refused(model_dir, flags, word):
+    with pytest.raises(UnsupportedServerError, match=word):
+        parse(model_dir, *flags)
+
+
+def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):
+    """Text-only traffic enters SGLang's own function with the very same arguments, and nothing else of ours."""
+    from tgvkv_sglang.sglang_seam import backend as seam
+
+    calls = []
+    for name in ("forward_extend", "forward_decode"):
+        monkeypatch.setattr(TorchNativeAttnBackend, name, lambda self, *args: calls.append(args) or "stock")
+    for name in ("attend", "row_lse_e", "KeyRows"):
+        monkeypatch.setattr(seam, name, lambda *args: pytest.fail("code for views ran on a batch without vision"))
+    ours = object.__new__(seam.TgvTorchBackend)
+    monkeypatch.setattr(seam, "current_states", lambda: None)
+    ours.use_sliding_window_kv_pool = False
+    ours.init_forward_metadata(types.SimpleNamespace())
+    assert ours.forward_extend(1, 2, 3, 4, 5) == ours.forward_decode(1, 2, 3, 4, 5) == "stock"
+    assert calls == [(1, 2, 3, 4, 5, True)] * 2
+
+
+def test_slot_zero_is_never_freed():
+    from tgvkv_sglang.sglang_seam.allocator import CpuSlotAllocator
+
+    allocator = CpuSlotAllocator(8, 1, torch.float32, "cpu", None, False)
+    slots = allocator.alloc(4)
+    with pytest.raises(IntegrityError, match="slot 0"):
+        allocator.free(torch.tensor([int(slots[0]), 0]))
+    allocator.free(slots)
+    assert allocator.available_size() == 8
