@@ -23,10 +23,14 @@ SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-TALK = (
-    "what where how many is are on in at the of and number numbers color shape object objects row column list read "
-    "describe image which both same nothing yes no left right"
-).split()
+TALK = tuple(
+    w
+    for line in (
+        "what where how many is are on in at the of and number numbers color shape object objects row column",
+        "list read describe image which both same nothing yes no left right",
+    )
+    for w in line.split()
+)
 WORDS = [*COLORS, *SHAPES, *"0123456789", *ROWS, *COLUMNS, *COUNTS, *TALK]
 """Every word is one token, written with its leading space (an answer starts with a space, too: see CHAT_TEMPLATE)."""
 BARE = ("user", "assistant", "system", "?", ".", ",", "!")
@@ -139,7 +143,7 @@ def word_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def dct_positions(side: int, width: int) -> torch.Tensor:
-    """2-D DCT basis, ``[side*side, width]`` float: the low frequencies of both axes (what a tower needs to name a tile)."""
+    """2-D DCT basis, ``[side*side, width]`` float: low frequencies of both axes, enough to name a tile."""
     x = (torch.arange(side) + 0.5) * math.pi / side
     half = width // 2
     order = torch.arange(1, half + 1)

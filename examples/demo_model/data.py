@@ -7,12 +7,12 @@ absolute positions, so neither the tower nor the text layers ever see the other 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
-
 from build import word_ids
+
 from tgvkv_sglang.demo import questions as Q
 from tgvkv_sglang.demo import scenes as S
 
@@ -37,6 +37,13 @@ class Batch:
     patch_rc: torch.Tensor
     pixels: torch.Tensor | None
     looks: torch.Tensor  # [P, 3] (batch, query position, key position): where the evidence of the next token lies
+
+    def to(self, device: str) -> Batch:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, torch.Tensor):
+                setattr(self, f.name, value.to(device))
+        return self
 
 
 @dataclass
@@ -78,9 +85,9 @@ def token_words(scene: S.Scene, token: tuple[int, int], objects: dict) -> tuple[
     return (o.color, o.shape, str(o.digit), *place) if o else ("nothing", "nothing", "nothing", *place)
 
 
-def kept_tokens(scene: S.Scene, rng: random.Random, recipe: Recipe) -> list[tuple[int, int]]:
+def kept_tokens(scene: S.Scene, rng: random.Random, recipe: Recipe, whole: bool) -> list[tuple[int, int]]:
     rows, columns = scene.token_grid
-    if rng.random() < recipe.all_tokens:
+    if whole:
         return [(r, c) for r in range(rows) for c in range(columns)]
     kept = {(o.token_row, o.token_column) for o in scene.objects}
     for _ in range(rng.randint(*recipe.empties)):
@@ -107,7 +114,8 @@ class Sampler:
     """Draws batches; the stream depends only on ``seed`` and the recipes in force."""
 
     def __init__(self, tokenizer, seed: int, recipe: Recipe, with_pixels: bool) -> None:
-        self.encode, self.rng, self.recipe, self.with_pixels = Encoder(tokenizer), random.Random(seed), recipe, with_pixels
+        self.encode, self.rng = Encoder(tokenizer), random.Random(seed)
+        self.recipe, self.with_pixels = recipe, with_pixels
         self.drawn = 0
 
     def scene(self) -> S.Scene:
@@ -116,7 +124,7 @@ class Sampler:
         return S.make_scene(self.drawn, size, self.rng.randint(*self.recipe.objects), rng=self.rng)
 
     def turns(self, scenes: list[S.Scene]) -> list[tuple[int, list[int], list[int], list]]:
-        names, weights = zip(*self.recipe.classes.items())
+        names, weights = zip(*self.recipe.classes.items(), strict=True)
         turns, seen, length = [], set(), 0
         for _ in range(60):
             if length >= self.recipe.text_tokens:
@@ -135,7 +143,7 @@ class Sampler:
             turns.append((Q.CLASSES.index(question.cls), asked, answered, looks))
         return turns
 
-    def sequence(self) -> dict:
+    def sequence(self, whole: bool = False) -> dict:
         e = self.encode
         scenes = [self.scene() for _ in range(2 if self.rng.random() < self.recipe.two_images else 1)]
         ids, positions, labels, classes, answers = [], [], [], [], []
@@ -155,7 +163,7 @@ class Sampler:
         text([e.start, e.user])
         for k, scene in enumerate(scenes):
             text([e.words["image"], e.words[Q.IMAGE_NAMES[k]], e.vision_start])
-            tokens = kept_tokens(scene, self.rng, self.recipe)
+            tokens = kept_tokens(scene, self.rng, self.recipe, whole)
             objects = {(o.token_row, o.token_column): o for o in scene.objects}
             gh, gw = scene.token_grid
             number = {(o.token_row, o.token_column): i for i, o in enumerate(scene.objects)}
@@ -182,13 +190,23 @@ class Sampler:
             looks += [(len(ids) - 1 + j, where[o]) for j, word in enumerate(evidence) for o in word]
             text(answered, cls, n, loss=True)
         return {
-            "ids": ids, "positions": positions, "labels": labels, "classes": classes, "answers": answers,
-            "vision": vision, "targets": targets, "grids": grids, "patch_rc": patch_rc, "pixels": pixels, "images": images,
+            "ids": ids,
+            "positions": positions,
+            "labels": labels,
+            "classes": classes,
+            "answers": answers,
+            "vision": vision,
+            "targets": targets,
+            "grids": grids,
+            "patch_rc": patch_rc,
+            "pixels": pixels,
+            "images": images,
             "looks": looks,
-        }  # fmt: skip
+        }
 
     def batch(self, size: int) -> Batch:
-        rows = [self.sequence() for _ in range(size)]
+        whole = self.rng.random() < self.recipe.all_tokens  # whole pictures batch together: no padding to speak of
+        rows = [self.sequence(whole) for _ in range(size)]
         longest = max(len(r["ids"]) for r in rows)
 
         def padded(key, fill):
@@ -202,6 +220,9 @@ class Sampler:
             count += max(r["images"]) + 1
         shift = lambda a: np.concatenate([a[:, 1:], np.full((size, 1), -1)], axis=1)  # noqa: E731
         positions = np.array([r["positions"] + [(0, 0, 0)] * (longest - len(r["ids"])) for r in rows])
+        pixels = None
+        if self.with_pixels:
+            pixels = torch.from_numpy(np.concatenate([p for r in rows for p in r["pixels"]]))
         return Batch(
             ids=torch.from_numpy(padded("ids", 0)),
             labels=torch.from_numpy(labels),
@@ -213,6 +234,6 @@ class Sampler:
             image=torch.tensor(images),
             grids=torch.tensor([g for r in rows for g in r["grids"]]),
             patch_rc=torch.tensor([p for r in rows for p in r["patch_rc"]]),
-            pixels=torch.from_numpy(np.concatenate([p for r in rows for p in r["pixels"]])) if self.with_pixels else None,
+            pixels=pixels,
             looks=torch.tensor([(b, q, k) for b, r in enumerate(rows) for q, k in r["looks"]]),
         )

@@ -1,7 +1,7 @@
 """Lean training forwards over the parameters of a stock ``Qwen3VLForConditionalGeneration``.
 
-They compute what transformers' modules compute (``check_parity`` proves it), but batch images of different sizes with
-dropped tokens through the tower, and fold the two equal frames of a still picture into one.
+They compute what transformers' modules compute (tests/unit/test_demo_model.py compares them), but batch images of
+different sizes with dropped tokens through the tower, and fold the two equal frames of a still picture into one.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def text_forward(
 
     ``look_at``: pairs (layer, heads) whose attention is taught where the evidence lies.
     """
-    look = torch.zeros(())
+    look = torch.zeros((), device=ids.device)
     x = text.embed_tokens(ids).index_put((vision[:, 0], vision[:, 1]), vision_embeds)
     cos, sin = (a.unsqueeze(1) for a in text.rotary_emb(x, positions))
     for i, layer in enumerate(text.layers):

@@ -89,7 +89,7 @@ def run_transformers(probes: list[P.Probe], runner: TransformersRunner, batch: i
     for members in groups.values():
         for start in range(0, len(members), batch):
             chunk = members[start : start + batch]
-            for i, said in zip(chunk, runner.answer([prepared[i] for i in chunk], blind)):
+            for i, said in zip(chunk, runner.answer([prepared[i] for i in chunk], blind), strict=True):
                 answers[i] = said
     return answers
 
@@ -98,7 +98,9 @@ def run_server(probes: list[P.Probe], base_url: str, model: str, parallel: int) 
     def one(probe: P.Probe) -> str:
         body = {"model": model, "messages": P.chat_messages(probe), "temperature": 0, "max_tokens": MAX_NEW}
         request = urllib.request.Request(
-            f"{base_url.rstrip('/')}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+            f"{base_url.rstrip('/')}/v1/chat/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
         )
         with urllib.request.urlopen(request, timeout=600) as reply:
             return json.load(reply)["choices"][0]["message"]["content"].strip()
@@ -109,14 +111,14 @@ def run_server(probes: list[P.Probe], base_url: str, model: str, parallel: int) 
 
 def tally(probes: list[P.Probe], answers: list[str]) -> P.Tally:
     result = P.Tally()
-    for probe, said in zip(probes, answers):
+    for probe, said in zip(probes, answers, strict=True):
         result.add(probe.question, said)
     return result
 
 
 def table(rows: list[tuple[str, P.Tally, P.Tally | None]]) -> str:
     lines = [
-        "| class | questions | exact, 100 % | per token, 100 % | exact, 0 % floor | per token, 0 % floor | fit to measure eviction |",
+        "| class | questions | exact, 100 % | per token, 100 % | exact, 0 % | per token, 0 % | fit to measure |",
         "|---|---|---|---|---|---|---|",
     ]
     for cls, full, floor in rows:
@@ -153,7 +155,8 @@ def main() -> None:
             full = run_transformers(asked, runner, args.batch, blind=False)
             floor = None if args.no_floor else run_transformers(asked, runner, args.batch, blind=True)
         rows.append((cls, tally(asked, full), tally(asked, floor) if floor else None))
-        record += [{"cls": cls, "text": p.question.text, "answer": p.question.answer, "said": a} for p, a in zip(asked, full)]
+        for probe, said in zip(asked, full, strict=True):
+            record.append({"cls": cls, "text": probe.question.text, "answer": probe.question.answer, "said": said})
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(record, indent=1))

@@ -32,7 +32,7 @@ from engine import layer_forward, text_forward, vision_forward  # noqa: E402
 
 from tgvkv_sglang.demo import questions as Q  # noqa: E402
 
-NOISE = 0.06
+NOISE = 0.02
 LOOK_AT = ((2, (0, 2)),)  # in layer 2, one head of each KV group learns to look where the next word is read from
 
 
@@ -40,7 +40,8 @@ class Control:
     """Settings that may change while a run goes on, read from ``control.json``."""
 
     def __init__(self, folder: Path, log: Path, lr: float, recipe: Recipe) -> None:
-        self.path, self.log, self.lr, self.recipe, self.stop, self._seen = folder / "control.json", log, lr, recipe, False, ""
+        self.path, self.log, self.lr, self.recipe = folder / "control.json", log, lr, recipe
+        self.stop, self._seen = False, ""
         self.decay_minutes, self.align, self.look = 0.0, 1.0, 0.5
         if not self.path.exists():
             self.path.write_text(json.dumps({"lr": lr, "recipe": dataclasses.asdict(recipe)}, indent=1))
@@ -65,7 +66,7 @@ class Control:
 
 
 class Meter:
-    """Running per-class accuracy (whole answers, teacher-forced, which equals greedy exact match) since the last report."""
+    """Per-class accuracy since the last report: whole answers (teacher-forced, which equals greedy) and tokens."""
 
     def __init__(self) -> None:
         self.right, self.n = np.zeros(len(Q.CLASSES)), np.zeros(len(Q.CLASSES))
@@ -90,158 +91,171 @@ class Meter:
         return out
 
 
-def optimizers(parameters, lr: float, muon: bool):
+def optimizers(parameters, lr: float, muon: bool) -> list[torch.optim.Optimizer]:
     matrices = [p for n, p in parameters if p.ndim == 2 and "layers" in n] if muon else []
-    ids = {id(p) for p in matrices}
-    rest = [p for _, p in parameters if id(p) not in ids]
-    found = [torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)]
+    tower = [p for n, p in parameters if n.startswith("model.visual.")]  # joint stage: it can see already, so slower
+    taken = {id(p) for p in (*matrices, *tower)}
+    groups = [{"params": [p for _, p in parameters if id(p) not in taken], "scale": 1.0}]
+    if tower:
+        groups.append({"params": tower, "scale": 0.2})
+    found = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)]
     if matrices:
         found.append(torch.optim.Muon(matrices, lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"))
     return found
 
 
-def code_table(model) -> torch.Tensor:
-    """The frozen code of words: the initial orthonormal embeddings (never trained)."""
-    return model.model.language_model.embed_tokens.weight.detach().clone()
+def word_loss(out: torch.Tensor, targets: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
+    """Squared distance of each vision token ``[N, hidden]`` to the sum of its words; empty tokens weigh less."""
+    weight = torch.where(targets[:, 0] == targets[:, 1], 0.35, 1.0)  # "nothing" stands three times in an empty token
+    square = ((out - code[targets].sum(1)) ** 2).sum(-1) / targets.shape[1]
+    return (square * weight).sum() / weight.sum()
 
 
-def vision_loss(out: torch.Tensor, targets: torch.Tensor, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Regression to the sum of words plus classification of every word; objects weigh as much as all empties."""
-    wanted = code[targets].sum(1)
-    empty = targets[:, 0] == targets[:, 1]
-    weight = torch.where(empty, 0.35, 1.0)
-    square = ((out - wanted) ** 2).sum(-1) / 5
-    logits = out @ code[: len(build.SPECIAL) + len(build.WORDS)].T * 6
-    guess = torch.stack([F.cross_entropy(logits, targets[:, j], reduction="none") for j in range(5)], 1)
-    # Several words are right at once, so cross-entropy over all words would fight itself: it is taken per group.
-    del guess
-    return ((square * weight).sum() / weight.sum()), square
-
-
-def group_hits(out: torch.Tensor, targets: torch.Tensor, code: torch.Tensor, groups) -> np.ndarray:
-    empty = (targets[:, 0] == targets[:, 1]).numpy()
-    hits = []
-    for j, group in enumerate(groups):
-        guess = group[(out @ code[group].T).argmax(-1)]
-        hit = (guess == targets[:, j]).numpy()
-        hits.append(hit[~empty].mean())
-    return np.array(hits)
+def word_hits(out: torch.Tensor, targets: torch.Tensor, code: torch.Tensor, groups) -> np.ndarray:
+    """Share of objects whose colour, shape, digit, row and column can be read off their vision token."""
+    mine = targets[:, 0] != targets[:, 1]
+    out, targets = out[mine], targets[mine]
+    guesses = [group[(out @ code[group].T).argmax(-1)] for group in groups]
+    return np.array([(guess == targets[:, j]).float().mean().item() for j, guess in enumerate(guesses)])
 
 
 def oracle_vision(targets: torch.Tensor, code: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """What a good tower would say of each token, with errors: noise, and attributes of different strength."""
     strength = 1 + 0.1 * torch.randn(*targets.shape, 1, generator=generator)
     noise = NOISE * torch.randn(len(targets), code.shape[1], generator=generator)
-    return (code[targets] * strength).sum(1) + noise
+    return (code[targets] * strength.to(code.device)).sum(1) + noise.to(code.device)
 
 
-def answer_loss(text, hidden, batch, meter):
-    where = batch.labels >= 0
-    logits = F.linear(hidden[where], text.embed_tokens.weight)
-    wanted = batch.labels[where]
-    hits = (logits.argmax(-1) == wanted).numpy()
-    picked = where.numpy()
-    meter.add(hits, batch.classes[picked], np.nonzero(picked)[0], batch.answers[picked])
-    return F.cross_entropy(logits, wanted)
+class Run:
+    """One stage of training: model, data, optimisers, and what goes to the log and the checkpoint."""
 
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.step, self.spent = args, 0, 0.0
+        tokenizer = build.make_tokenizer()
+        self.model = build.make_model(0, tokenizer)
+        # The frozen code of words: the initial orthonormal embeddings. It is never trained.
+        self.code = self.model.model.language_model.embed_tokens.weight.detach().clone().to(args.device)
+        ids = tokenizer.convert_tokens_to_ids
+        words = (build.COLORS, build.SHAPES, "0123456789", build.ROWS, build.COLUMNS)
+        self.groups = [torch.tensor([ids("Ġ" + w) for w in group], device=args.device) for group in words]
+        self.model.to(args.device)
+        self.text, self.visual = self.model.model.language_model, self.model.model.visual
+        recipe = Recipe()
+        self.sampler = Sampler(tokenizer, args.seed, recipe, with_pixels=args.stage != "text")
+        self.control = Control(args.out, args.out / "log.jsonl", args.lr, recipe)
+        part = {"vision": self.visual, "text": self.text, "joint": self.model}[args.stage]
+        self.parameters = [(n, p) for n, p in part.named_parameters() if p.requires_grad]
+        self.optimizers = optimizers(self.parameters, args.lr, args.muon)
+        self.layer_fn = torch.compile(layer_forward, dynamic=True) if args.compile else layer_forward
+        self.load()
+        self.generator = torch.Generator().manual_seed(args.seed + self.step)
+        self.clear()
 
-def train(args: argparse.Namespace) -> None:
-    torch.set_num_threads(args.threads)
-    args.out.mkdir(parents=True, exist_ok=True)
-    tokenizer = build.make_tokenizer()
-    model = build.make_model(0, tokenizer)
-    text, visual = model.model.language_model, model.model.visual
-    code = code_table(model)
-    recipe = Recipe()
-    sampler = Sampler(tokenizer, args.seed, recipe, with_pixels=args.stage != "text")
-    control = Control(args.out, args.out / "log.jsonl", args.lr, recipe)
-    part = {"vision": visual, "text": text, "joint": model}[args.stage]
-    parameters = [(n, p) for n, p in part.named_parameters() if p.requires_grad]
-    opts = optimizers(parameters, args.lr, args.muon)
-    step, spent = 0, 0.0
-    for folder in args.load:
-        saved = torch.load(folder / "state.pt", weights_only=False)
-        own = {"vision": "model.visual.", "text": "model.language_model."}.get(saved["stage"], "")
-        model.load_state_dict({k: v for k, v in saved["model"].items() if k.startswith(own)}, strict=False)
-    if (args.out / "state.pt").exists():
-        saved = torch.load(args.out / "state.pt", weights_only=False)
-        model.load_state_dict(saved["model"])
-        if args.keep_optimizer:
-            [o.load_state_dict(s) for o, s in zip(opts, saved["optimizers"])]
-        step, spent, sampler.drawn = saved["step"], saved["spent"], saved["drawn"]
-        sampler.rng.seed(args.seed + 7919 * step)
-    layer_fn = torch.compile(layer_forward, dynamic=True) if args.compile else layer_forward
-    words = tokenizer.convert_tokens_to_ids
-    groups = [
-        torch.tensor([words("Ġ" + w) for w in group])
-        for group in (build.COLORS, build.SHAPES, "0123456789", build.ROWS, build.COLUMNS)
-    ]
-    meter, generator = Meter(), torch.Generator().manual_seed(args.seed + step)
-    bar = tqdm(total=args.minutes * 60, initial=int(spent), unit="s", desc=args.stage, mininterval=5)
-    began, reported, losses, extra, looked = time.time() - spent, time.time(), [], [], []
-    decay_from = None
-    while time.time() - began < args.minutes * 60 and not control.stop:
-        if step % 10 == 0:
-            control.poll(step)
-        lr = control.lr * min(1, (step + 1) / 50)
-        if control.decay_minutes:
-            decay_from = decay_from or time.time()
-            left = 1 - (time.time() - decay_from) / (60 * control.decay_minutes)
-            if left <= 0:
-                break
-            lr *= 0.03 + 0.97 * left
-        for o in opts:
-            for group in o.param_groups:
-                group["lr"] = lr
-        batch = sampler.batch(args.batch)
-        if args.stage == "vision":
-            out, _ = vision_forward(visual, batch.pixels, batch.patch_rc, batch.grids, batch.image)
-            loss, _ = vision_loss(out, batch.targets, code)
-            extra.append(group_hits(out.detach(), batch.targets, code, groups))
+    def load(self) -> None:
+        """Weights of earlier stages (``--load``), then this run's own checkpoint, if there is one."""
+        for folder in self.args.load:
+            saved = torch.load(folder / "state.pt", weights_only=False, map_location=self.args.device)
+            own = {"vision": "model.visual.", "text": "model.language_model."}.get(saved["stage"], "")
+            self.model.load_state_dict({k: v for k, v in saved["model"].items() if k.startswith(own)}, strict=False)
+        if not (self.args.out / "state.pt").exists():
+            return
+        saved = torch.load(self.args.out / "state.pt", weights_only=False, map_location=self.args.device)
+        self.model.load_state_dict(saved["model"])
+        if self.args.keep_optimizer:
+            for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+        self.step, self.spent, self.sampler.drawn = saved["step"], saved["spent"], saved["drawn"]
+        self.sampler.rng.seed(self.args.seed + 7919 * self.step)
+
+    def save(self) -> None:
+        state = {"stage": self.args.stage, "model": self.model.state_dict()}
+        state |= {"optimizers": [o.state_dict() for o in self.optimizers]}
+        state |= {"step": self.step, "spent": self.spent, "drawn": self.sampler.drawn}
+        torch.save(state, self.args.out / "state.tmp")
+        (self.args.out / "state.tmp").rename(self.args.out / "state.pt")
+
+    def clear(self) -> None:
+        self.meter, self.losses, self.looks, self.hits = Meter(), [], [], []
+
+    def report(self, lr: float) -> None:
+        line = {
+            "step": self.step,
+            "minutes": round(self.spent / 60, 1),
+            "images": self.sampler.drawn,
+            "lr": round(lr, 6),
+        }
+        line |= {"loss": round(float(np.mean(self.losses)), 4), "classes": self.meter.report()}
+        if self.looks:
+            line["look"] = round(float(np.mean(self.looks)), 4)
+        if self.hits:
+            line["words"] = [round(float(x), 4) for x in np.mean(self.hits, 0)]
+        with (self.args.out / "log.jsonl").open("a") as f:
+            f.write(json.dumps(line) + "\n")
+        self.clear()
+
+    def loss(self) -> torch.Tensor:
+        batch = self.sampler.batch(self.args.batch).to(self.args.device)
+        if self.args.stage == "text":
+            seen, deep = oracle_vision(batch.targets, self.code, self.generator), ()
+            taught = 0.0
         else:
-            if args.stage == "text":
-                seen, deep = oracle_vision(batch.targets, code, generator), ()
-            else:
-                seen, deep = vision_forward(visual, batch.pixels, batch.patch_rc, batch.grids, batch.image)
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.amp):
-                hidden, look = text_forward(
-                    text, batch.ids, batch.positions, batch.vision, seen, deep, layer_fn, batch.looks, LOOK_AT
-                )
-            loss = answer_loss(text, hidden.float(), batch, meter)
-            looked.append(look.item())
-            loss = loss + control.look * look
-            if args.stage == "joint":
-                extra.append(group_hits(seen.detach(), batch.targets, code, groups))
-                loss = loss + control.align * vision_loss(seen, batch.targets, code)[0]
+            seen, deep = vision_forward(self.visual, batch.pixels, batch.patch_rc, batch.grids, batch.image)
+            taught = word_loss(seen, batch.targets, self.code)
+            self.hits.append(word_hits(seen.detach(), batch.targets, self.code, self.groups))
+        if self.args.stage == "vision":
+            return taught
+        with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.amp):
+            hidden, look = text_forward(
+                self.text, batch.ids, batch.positions, batch.vision, seen, deep, self.layer_fn, batch.looks, LOOK_AT
+            )
+        self.looks.append(look.item())
+        return self.answer_loss(hidden.float(), batch) + self.control.look * look + self.control.align * taught
+
+    def answer_loss(self, hidden: torch.Tensor, batch) -> torch.Tensor:
+        where = batch.labels >= 0
+        logits = F.linear(hidden[where], self.text.embed_tokens.weight)
+        wanted = batch.labels[where]
+        picked = where.cpu().numpy()
+        hits = (logits.argmax(-1) == wanted).cpu().numpy()
+        self.meter.add(hits, batch.classes[picked], np.nonzero(picked)[0], batch.answers[picked])
+        return F.cross_entropy(logits, wanted)
+
+    def update(self, lr: float) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("scale", 1.0)
+        loss = self.loss()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in parameters], 1.0)
-        for o in opts:
-            o.step()
-            o.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        step += 1
-        bar.n = int(time.time() - began)
-        bar.set_postfix(step=step, loss=f"{np.mean(losses[-20:]):.3f}", refresh=False)
-        bar.update(0)
-        if time.time() - reported > args.report:
-            line = {"step": step, "minutes": round((time.time() - began) / 60, 1), "images": sampler.drawn, "lr": round(lr, 6)}
-            line |= {"loss": round(float(np.mean(losses)), 4), "classes": meter.report()}
-            if looked:
-                line["look"] = round(float(np.mean(looked)), 4)
-            if extra:
-                line["words"] = [round(float(x), 4) for x in np.mean(extra, 0)]
-            with (args.out / "log.jsonl").open("a") as f:
-                f.write(json.dumps(line) + "\n")
-            reported, losses, extra, looked = time.time(), [], [], []
-            save(args, model, opts, step, time.time() - began, sampler.drawn)
-    save(args, model, opts, step, time.time() - began, sampler.drawn)
+        torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.losses.append(loss.item())
+        self.step += 1
 
-
-def save(args, model, opts, step, spent, drawn) -> None:
-    state = {"stage": args.stage, "model": model.state_dict(), "optimizers": [o.state_dict() for o in opts]}
-    state |= {"step": step, "spent": spent, "drawn": drawn}
-    torch.save(state, args.out / "state.tmp")
-    (args.out / "state.tmp").rename(args.out / "state.pt")
+    def go(self) -> None:
+        began, reported, decay_from, warm = time.time() - self.spent, time.time(), None, self.step + 50
+        with tqdm(total=self.args.minutes * 60, unit="s", desc=self.args.stage, mininterval=5) as bar:
+            while time.time() - began < self.args.minutes * 60 and not self.control.stop:
+                if self.step % 10 == 0:
+                    self.control.poll(self.step)
+                lr = self.control.lr * min(1, 1 - (warm - self.step - 1) / 50)
+                if self.control.decay_minutes:
+                    decay_from = decay_from or time.time()
+                    left = 1 - (time.time() - decay_from) / (60 * self.control.decay_minutes)
+                    if left <= 0:
+                        break
+                    lr *= 0.03 + 0.97 * left
+                self.update(lr)
+                self.spent = time.time() - began
+                bar.n = int(self.spent)
+                bar.set_postfix(step=self.step, loss=f"{np.mean(self.losses[-20:]):.3f}", refresh=False)
+                bar.update(0)
+                if time.time() - reported > self.args.report:
+                    self.report(lr)
+                    self.save()
+                    reported = time.time()
+        self.save()
 
 
 if __name__ == "__main__":
@@ -254,6 +268,7 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--report", type=float, default=30, help="seconds between log lines and checkpoints")
     parser.add_argument("--muon", action="store_true", help="Muon for the layers' matrices, AdamW for the rest")
     parser.add_argument("--amp", action="store_true", help="bf16 matrix products in the text layers")
@@ -262,4 +277,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.minutes <= 0 or math.isnan(arguments.minutes):
         parser.error(f"--minutes {arguments.minutes}: must be positive")
-    train(arguments)
+    torch.set_num_threads(arguments.threads)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    Run(arguments).go()

@@ -69,14 +69,18 @@ def probes(
                 yield Probe(cls, (scene,), (Q.ask(scene, rng, cls),))
 
 
-def chat(seed: int, turns: int = 6, size: tuple[int, int] = DEFAULT_SIZE, classes: tuple[str, ...] = Q.CLASSES) -> Probe:
+def chat(
+    seed: int, turns: int = 6, size: tuple[int, int] = DEFAULT_SIZE, classes: tuple[str, ...] = Q.CLASSES
+) -> Probe:
     """A chat of ``turns`` different questions about one picture (score any turn by cutting ``turns`` behind it)."""
     rng = random.Random(f"chat/{seed}")
     scene = _scene(rng, size)
     return Probe("chat", (scene,), tuple(Q.questions(scene, rng, turns, classes)))
 
 
-def chat_messages(probe: Probe, answers: Iterable[str] | None = None, image_parts: list[dict] | None = None) -> list[dict]:
+def chat_messages(
+    probe: Probe, answers: Iterable[str] | None = None, image_parts: list[dict] | None = None
+) -> list[dict]:
     """OpenAI chat messages up to the probe's last question.
 
     ``answers``: what the assistant said in the earlier turns (default: the true answers). ``image_parts``: content
@@ -116,7 +120,7 @@ class Tally:
         wanted, got = question.answer_words, said.split()
         self.n += 1
         self.words += max(len(wanted), len(got))
-        self.words_right += sum(a == b for a, b in zip(wanted, got))
+        self.words_right += sum(a == b for a, b in zip(wanted, got, strict=False))
         self.exact += got == wanted
         return got == wanted
 

@@ -168,7 +168,9 @@ def questions(scene: Scene, rng: random.Random, n: int = 8, classes: tuple[str, 
 def about_image(question: Question, image: int) -> Question:
     """The same question, asked in a chat with two images about image ``image`` (0 or 1)."""
     mark = question.text[-1]
-    return Question(question.cls, f"{question.text[:-1]} in image {IMAGE_NAMES[image]}{mark}", question.answer, question.evidence)
+    return Question(
+        question.cls, f"{question.text[:-1]} in image {IMAGE_NAMES[image]}{mark}", question.answer, question.evidence
+    )
 
 
 def compare(first: Scene, second: Scene, rng: random.Random, classes: tuple[str, ...] = CLASSES) -> Question:

@@ -46,7 +46,7 @@ _BOARDS = (  # two tile tints a board: light enough that every colour stands out
 
 @dataclass(frozen=True, order=True)
 class SceneObject:
-    """One object: ``row``/``column`` name its tile (0-7), ``token_row``/``token_column`` the merged token it lies in."""
+    """One object: ``row``/``column`` name its tile (0-7), ``token_row``/``token_column`` its merged token."""
 
     row: int
     column: int
@@ -120,7 +120,7 @@ def make_scene(
     width, height = size
     token_rows = [rng.choice(tokens_of_tile(height, r)) for r in range(GRID)]  # a row shares its height: tidy to read
     objects = []
-    for (row, column), (color, shape), digit in zip(sorted(tiles), looks, digits):
+    for (row, column), (color, shape), digit in zip(sorted(tiles), looks, digits, strict=True):
         token_column = rng.choice(tokens_of_tile(width, column))
         jitter = rng.randint(-1, 1), rng.randint(-1, 1)
         objects.append(SceneObject(row, column, color, shape, digit, token_rows[row], token_column, *jitter))
