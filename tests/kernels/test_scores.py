@@ -31,6 +31,7 @@ def vision_case(seed, tokens, vision, group, head_dim, dtype, kv_heads=2):
     q = normal(gen, tokens, group * kv_heads, head_dim, dtype=dtype)
     positions = torch.randperm(tokens + vision + 3, generator=gen)
     q_pos, v_pos = positions[:tokens].sort().values, positions[tokens : tokens + vision]
+    v_pos[-1] = q_pos[-1]  # a position does not see itself
     w = torch.rand(tokens, generator=gen)
     scale = head_dim**-0.5
     keys = torch.cat([normal(gen, 1, kv_heads, head_dim, dtype=dtype), k_flat[units.long()]])
