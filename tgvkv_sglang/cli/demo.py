@@ -108,7 +108,7 @@ def _columns(args: argparse.Namespace, servers: list[CpuServer], picture: Path, 
         custom = {"tgvkv_retention": retention, "tgvkv_trace": True}
         return Conversation(server.url, picture, custom, max_tokens=MIN_ANSWER_TOKENS)
 
-    percent = f"{args.retention:.0%}" if args.retention >= 0.01 else f"{args.retention:.2%}"
+    percent = f"{100 * args.retention:.3g} %"
     columns = [
         Column("100 % of the vision KV", conversation(servers[0], 1.0), None),
         Column(f"{percent}, chosen anew each turn", conversation(servers[0], args.retention),

@@ -43,7 +43,7 @@ class Turn:
 def opening(picture: Path, retention: float, random_model: bool, control: bool) -> RenderableType:
     lines = [
         f"Picture: [bold]{escape(str(picture))}[/bold] (open it and check the answers yourself)",
-        f"The same chat is held on one SGLang server with 100 % and with {retention:.3g} of the picture's KV."
+        f"The same chat is held on one SGLang server with 100 % and with {100 * retention:.3g} % of the picture's KV."
         + (" A second server keeps the first turn's choice." if control else ""),
     ]
     if random_model:
