@@ -17,6 +17,7 @@ from ..errors import TgvkvError
 from .serve import complete, server_command, server_environment
 
 START_LIMIT_S = 900
+STOP_PATIENCE_S = 15.0
 LOG_TAIL = 60
 
 
@@ -88,12 +89,12 @@ class CpuServer:
         """Stop the whole process group: politely, then not."""
         if self.process is None:
             return
-        for kind, patience in ((signal.SIGTERM, 15.0), (signal.SIGKILL, 15.0)):
+        for kind in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self.process.pid, kind)
             except ProcessLookupError:
                 break
-            deadline = time.monotonic() + patience
+            deadline = time.monotonic() + STOP_PATIENCE_S
             while time.monotonic() < deadline and _group_alive(self.process):
                 time.sleep(0.1)
         self.process.wait()
