@@ -20,10 +20,6 @@ for folder in (ROOT / "triton_kernels", ROOT):  # the workers inherit the path
 from tests.kernels import kernel_workers  # noqa: E402 - needs the path above
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "kernels: kernels against their references, and ahead-of-time compilation")
-
-
 def pytest_collection_modifyitems(items):
     for item in items:
         if HERE in Path(item.fspath).parents:

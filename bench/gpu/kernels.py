@@ -1,0 +1,322 @@
+"""Each kernel on a CUDA machine: correct first, then its time against the roofline and against torch.
+
+Needs torch, triton and the folder ``triton_kernels`` on the path; nothing else of this project and no SGLang.
+The roof of a case is ``max(bytes / copy bandwidth, flops / matmul rate)``, both measured here; bytes are
+those of ``triton_kernels/README.md``. Times are of CUDA graph replays with a cold L2 (`triton.testing.do_bench`).
+
+    PYTHONPATH=triton_kernels python bench/gpu/kernels.py --commit $(git rev-parse HEAD) --out kernels.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Callable, Iterator
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "triton_kernels"))
+
+from tgvkv_kernels.dense_rows import dense_rows, extend_dense_rows  # noqa: E402 - needs the path above
+from tgvkv_kernels.pack_units import pack_units  # noqa: E402
+from tgvkv_kernels.select import select  # noqa: E402
+from tgvkv_kernels.text_weights import text_weights  # noqa: E402
+from tgvkv_kernels.view_attention import view_attention  # noqa: E402
+from tgvkv_kernels.vision_scores import vision_scores  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Model and load; the default is Qwen3-VL-8B (LLaVA-NeXT-Mistral-7B has the same heads)."""
+
+    layers: int = 36
+    q_heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    dtype: torch.dtype = torch.bfloat16
+    rows: int = 2**20  # units of the flat storage: 2 GiB each of K and V
+    vision: tuple[int, ...] = (1024, 4096, 16384)
+    text: tuple[int, ...] = (32, 256, 1024)
+    batch: tuple[int, ...] = (1, 16, 64)
+    kept: tuple[int, ...] = (51, 205, 819)  # units of a layer's view: 5 % of each of `vision`
+
+    @property
+    def row_bytes(self) -> int:
+        return self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+SMALL = Sizes(3, 4, 2, 64, torch.bfloat16, 400, (40,), (9,), (1, 3), (7,))
+
+
+@dataclass(frozen=True)
+class Case:
+    """``run`` and ``torch_run`` return nothing; ``error`` compares the kernel with the reference (0 = equal bits)."""
+
+    kernel: str
+    shape: str
+    bytes: int
+    flops: int
+    run: Callable[[], object]
+    torch_run: Callable[[], object]
+    error: Callable[[], float]
+    tolerance: float
+    graph: bool = True
+
+
+def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest error over the largest expected value."""
+    return ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
+
+
+def score_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[Case]:
+    """`text_weights` per text length, `vision_scores` per text and vision length."""
+    k_flat, _ = flats
+    scale = sizes.head_dim**-0.5
+    for tokens in sizes.text:
+        q = torch.randn(tokens, sizes.q_heads, sizes.head_dim, device=device).to(sizes.dtype)
+        k = k_flat[:tokens].contiguous()
+        lse = torch.full((tokens, sizes.q_heads), 8.0, device=device)  # any row sum will do for time and agreement
+        q_bytes = q.numel() * q.element_size() + 4 * lse.numel()
+        pair_flops = 2 * sizes.q_heads * sizes.head_dim
+        args = (q, k, lse, scale)
+        yield Case(
+            "text_weights",
+            f"T={tokens}",
+            q_bytes + tokens * (sizes.row_bytes + 4),
+            pair_flops * tokens * (tokens + 1) // 2,
+            lambda args=args: text_weights(*args, backend=backend),
+            lambda args=args: text_weights(*args, backend="reference"),
+            lambda args=args: relative_error(
+                text_weights(*args, backend=backend), text_weights(*args, backend="reference")
+            ),
+            1e-3,
+        )
+        for vision in sizes.vision:
+            units = torch.randperm(sizes.rows, device=device)[:vision].int()
+            w = torch.rand(tokens, device=device)
+            q_pos = torch.arange(vision, vision + tokens, device=device)
+            scores = (q, lse, w, k_flat, units, q_pos, torch.arange(vision, device=device), scale)
+            yield Case(
+                "vision_scores",
+                f"T={tokens} V={vision}",
+                q_bytes + vision * (sizes.row_bytes + 16),
+                pair_flops * tokens * vision,
+                lambda args=scores: vision_scores(*args, backend=backend),
+                lambda args=scores: vision_scores(*args, backend="reference"),
+                lambda args=scores: relative_error(
+                    vision_scores(*args, backend=backend)[0], vision_scores(*args, backend="reference")[0]
+                ),
+                1e-3,
+            )
+
+
+def attention_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[Case]:
+    """Decode over views merged with a dense part; torch gathers and calls SDPA (without the merge)."""
+    k_flat, v_flat = flats
+    scale = sizes.head_dim**-0.5
+    for batch, kept in product(sizes.batch, sizes.kept):
+        units = torch.randperm(sizes.rows, device=device)[: batch * kept].int()
+        indptr = torch.arange(0, batch * kept + 1, kept, device=device, dtype=torch.int32)
+        q, dense = (torch.randn(batch, sizes.q_heads, sizes.head_dim, device=device).to(sizes.dtype) for _ in range(2))
+        lse = torch.zeros(batch, sizes.q_heads, device=device)
+        args = (q, k_flat, v_flat, units, indptr, None, scale, 0.0, dense, lse)
+
+        def gather_and_attend(q=q, units=units, batch=batch, kept=kept):
+            k, v = (flat[units].view(batch, kept, sizes.kv_heads, -1).transpose(1, 2) for flat in (k_flat, v_flat))
+            return torch.nn.functional.scaled_dot_product_attention(q[:, :, None], k, v, scale=scale, enable_gqa=True)
+
+        yield Case(
+            "view_attention",
+            f"B={batch} kept={kept}",
+            batch * kept * (2 * sizes.row_bytes + 4) + 3 * q.numel() * q.element_size() + 8 * lse.numel(),
+            4 * batch * kept * sizes.q_heads * sizes.head_dim,
+            lambda args=args: view_attention(*args, backend=backend),
+            gather_and_attend,
+            lambda args=args: relative_error(
+                view_attention(*args, backend=backend)[0], view_attention(*args, backend="reference")[0]
+            ),
+            2e-2,
+        )
+
+
+def selection_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[Case]:
+    """`select` (torch: one stable sort) and `pack_units` (torch: index and index_put) at 5 % retention."""
+    k_flat, v_flat = flats
+    for vision in sizes.vision:
+        scores = torch.rand(sizes.layers, vision, device=device)
+        mass = torch.rand(sizes.layers, device=device)
+        total = sizes.layers * vision // 20
+        chosen = (scores, mass, total)
+        yield Case(
+            "select",
+            f"L={sizes.layers} V={vision}",
+            4 * scores.numel() + 4 * total,
+            0,
+            lambda args=chosen: select(*args, backend=backend),
+            lambda scores=scores: scores.sort(dim=1, descending=True, stable=True),
+            lambda args=chosen: float(
+                not torch.equal(select(*args, backend=backend)[0], select(*args, backend="reference")[0])
+            ),
+            0.0,
+        )
+        src, dst = (torch.randperm(sizes.rows, device=device)[:total] for _ in range(2))
+
+        def pack(src=src, dst=dst, backend=backend):
+            pack_units(k_flat, v_flat, src, dst, backend=backend)
+
+        def pack_error(src=src, dst=dst):
+            expected = [flat[src].clone() for flat in flats]
+            pack_units(k_flat, v_flat, src, dst, backend=backend)
+            return float(not all(torch.equal(flat[dst], want) for flat, want in zip(flats, expected, strict=True)))
+
+        yield Case(
+            "pack_units",
+            f"N={total}",
+            total * (8 * sizes.row_bytes + 16),
+            0,
+            pack,
+            lambda pack=pack: pack(backend="reference"),
+            pack_error,
+            0.0,
+        )
+
+
+def row_cases(sizes: Sizes, device: str, backend: str) -> Iterator[Case]:
+    """`dense_rows` with one image of each size among 512 text tokens, and one decode step of a table."""
+    for batch, vision in product(sizes.batch, sizes.vision):
+        length = vision + 512
+        table = torch.randint(1, 2**30, (batch, length), device=device, dtype=torch.int32)
+        rows = torch.arange(batch, device=device)
+        hole = torch.full((batch,), 100, device=device)
+        args = (table, rows, torch.full_like(rows, length), hole, hole + vision, torch.arange(batch + 1, device=device))
+        keep = torch.ones(batch, length, dtype=torch.bool, device=device)
+        keep[:, 100 : 100 + vision] = False
+        yield Case(
+            "dense_rows",
+            f"B={batch} n={length - vision}",
+            batch * (8 * (length - vision) + 12),
+            0,
+            lambda args=args, total=batch * 512: dense_rows(*args, total=total, backend=backend),
+            lambda table=table, keep=keep: table[keep],
+            lambda args=args, table=table, keep=keep: float(
+                not torch.equal(dense_rows(*args, backend=backend)[0], table[keep])
+            ),
+            0.0,
+            graph=False,  # the torch side reads a count back
+        )
+    for batch in sizes.batch:
+        table = torch.zeros(batch, 4096, device=device, dtype=torch.int32)
+        lens, rows = (torch.zeros(batch, device=device, dtype=torch.int32) for _ in range(2))
+        rows += torch.arange(batch, device=device)
+        slots = rows + 5
+
+        def append_error(table=table, lens=lens, rows=rows, slots=slots):
+            lens.fill_(7)
+            extend_dense_rows(table, lens, rows, slots, backend=backend)
+            return float(not (torch.equal(table[:, 7], slots) and bool((lens == 8).all())))
+
+        def append(table=table, lens=lens, rows=rows, slots=slots):
+            lens.zero_()  # so that repeats do not fill the table
+            extend_dense_rows(table, lens, rows, slots, backend=backend)
+
+        def append_torch(table=table, lens=lens, rows=rows, slots=slots):
+            lens.zero_()
+            table[rows.long(), lens.long()] = slots
+            lens.add_(1)
+
+        yield Case("extend_dense_rows", f"B={batch}", 24 * batch, 0, append, append_torch, append_error, 0.0)
+
+
+def all_cases(sizes: Sizes, device: str, backend: str) -> Iterator[Case]:
+    """Every kernel, the one that matters most first."""
+    shape = (sizes.rows, sizes.kv_heads, sizes.head_dim)
+    flats = tuple(torch.randn(shape, device=device, dtype=sizes.dtype) for _ in range(2))
+    yield from attention_cases(sizes, flats, device, backend)
+    yield from score_cases(sizes, flats, device, backend)
+    yield from selection_cases(sizes, flats, device, backend)
+    yield from row_cases(sizes, device, backend)
+
+
+def quantiles_ms(run: Callable[[], object], graph: bool) -> list[float]:
+    """20 %, 50 % and 80 % of the time of a run, as a graph replay where it can be captured."""
+    from triton.testing import do_bench
+
+    if graph:
+        run()  # compiles outside the capture
+        torch.cuda.synchronize()
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            run()
+        run = captured.replay
+    return list(do_bench(run, warmup=10, rep=50, quantiles=[0.2, 0.5, 0.8]))
+
+
+def machine_rates() -> dict[str, float]:
+    """Copy bandwidth in bytes/s (read plus write) and bfloat16 matmul rate in flop/s of this GPU."""
+    source = torch.zeros(2**28, device="cuda")
+    target = torch.empty_like(source)
+    copy = quantiles_ms(lambda: target.copy_(source), graph=False)[1]
+    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+    matmul = quantiles_ms(lambda: a @ a, graph=False)[1]
+    return {"copy_bytes_per_s": 2 * source.nbytes / copy * 1e3, "matmul_flop_per_s": 2 * 8192**3 / matmul * 1e3}
+
+
+def measure(case: Case, rates: dict[str, float]) -> dict:
+    """One row of the result; a case that is wrong is not timed."""
+    row = {"kernel": case.kernel, "shape": case.shape, "error": case.error(), "tolerance": case.tolerance}
+    if not row["error"] <= case.tolerance:
+        return row | {"wrong": True}
+    p20, p50, p80 = quantiles_ms(case.run, case.graph)
+    roof_ms = 1e3 * max(case.bytes / rates["copy_bytes_per_s"], case.flops / rates["matmul_flop_per_s"])
+    torch_p50 = quantiles_ms(case.torch_run, case.graph)[1]
+    return row | {
+        "p20_ms": p20,
+        "p50_ms": p50,
+        "p80_ms": p80,
+        "bytes": case.bytes,
+        "flops": case.flops,
+        "roof_ms": roof_ms,
+        "share_of_roof": roof_ms / p50,
+        "torch_p50_ms": torch_p50,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--commit", default="not given", help="recorded with the result")
+    parser.add_argument("--out", type=Path, help="write the rows as JSON (default: print only)")
+    parser.add_argument("--layers", type=int, default=36, help="36: Qwen3-VL-8B, 32: LLaVA-NeXT-Mistral-7B")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "bench/gpu/kernels.py measures CUDA kernels and torch sees no CUDA device here: run it on a GPU machine "
+            "(the kernels' correctness is tested without one by pytest tests/kernels)"
+        )
+    import triton
+
+    rates = machine_rates()
+    header = {
+        "commit": args.commit,
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        **rates,
+    }
+    print(json.dumps(header), flush=True)
+    rows = []
+    torch.manual_seed(0)
+    for case in all_cases(replace(Sizes(), layers=args.layers), "cuda", "triton"):
+        rows.append(measure(case, rates))
+        print(json.dumps(rows[-1]), flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(header | {"rows": rows}, indent=1) + "\n")
+    if any(row.get("wrong") for row in rows):
+        raise SystemExit("some kernels are wrong on this GPU: see the rows marked wrong")
+
+
+if __name__ == "__main__":
+    main()
