@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,8 +28,10 @@ from tgvkv_sglang.cli.inspect_trace import span_grids
 from tgvkv_sglang.cli.kept import BARS, Kept, bar, human_bytes, kv_unit_bytes, read_kept
 from tgvkv_sglang.cli.main import main
 from tgvkv_sglang.cli.serve import DEMO_MODEL, complete, server_environment
+from tgvkv_sglang.config import REQUEST_OPTIONS, TgvConfig
 from tgvkv_sglang.demo.questions import Question
 from tgvkv_sglang.flags import FLAGS
+from tgvkv_sglang.sglang_seam.ledger import SGLANG_VERSION
 from tgvkv_sglang.trace import write_trace
 
 CPU = ["--device", "cpu", "--dtype", "float32", "--page-size", "1", "--disable-cuda-graph",
@@ -316,3 +321,37 @@ def test_token_grids_of_two_images_and_one_without_a_grid():
     assert span_grids(arrays, {"grids": [[1, 4, 6], [2, 2, 4]]}) == [
         (slice(0, 6), (2, 3)), (slice(6, 10), (2, 2)), (slice(10, 13), (1, 3)),
     ]  # fmt: skip
+
+
+# -- what is written down --------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_hooks_page_is_the_ledger():
+    spec = importlib.util.spec_from_file_location("make_hooks", ROOT / "docs" / "make_hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (ROOT / "docs" / "hooks.md").read_text() == module.page(), "run: python docs/make_hooks.py"
+
+
+def test_the_readme_has_every_flag_with_its_default_and_every_request_option():
+    readme = (ROOT / "README.md").read_text()
+    for flag in FLAGS:
+        default = getattr(TgvConfig(), flag.field)
+        assert f"| `{flag.option}` | {'none' if default is None else default} |" in readme
+    for option in REQUEST_OPTIONS:
+        assert f"| `{option}` |" in readme
+
+
+def test_links_of_the_documentation_exist():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_constraints_are_names_and_versions_and_pin_the_same_sglang():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pin = re.compile(r"[a-z0-9-]+==[0-9a-z.]+( ; python_version (<|>=) '3\.12')?")
+    assert all(pin.fullmatch(line) for line in lines if not line.startswith("#"))
+    assert f"sglang=={SGLANG_VERSION}" in lines
