@@ -61,7 +61,7 @@ class TgvConfig:
             raise ConfigError(f"--tgvkv-full-budget must be a number in [0, 1], got {self.full_budget!r}")
         if not 0 <= self.full_budget <= 1:
             raise ConfigError(f"--tgvkv-full-budget must be in [0, 1], got {self.full_budget!r}")
-        if not isinstance(self.grounding_cap, int) or self.grounding_cap < 1:
+        if isinstance(self.grounding_cap, bool) or not isinstance(self.grounding_cap, int) or self.grounding_cap < 1:
             raise ConfigError(f"--tgvkv-grounding-cap must be an integer >= 1, got {self.grounding_cap!r}")
 
     @property

@@ -44,7 +44,9 @@ def check(tree: SpanTree, free: torch.Tensor, capacity: int, held_by_requests: i
     if len(values) and (int(values[0]) < 1 or int(values[-1]) > capacity):
         problems.append(f"slots outside 1..{capacity}: from {int(values[0])} to {int(values[-1])}")
     locked = sum(node.own_slots for node in tree.nodes() if node.lock_ref)
-    if not 0 <= tree.evictable <= tree.total or tree.total - tree.protected != tree.evictable:
-        problems.append(f"evictable {tree.evictable}, protected {tree.protected}, total {tree.total}, locked {locked}")
+    if locked != tree._locked:
+        problems.append(f"locked nodes own {locked} slots, the tree accounts {tree._locked}")
+    if not 0 <= tree.evictable <= tree.total:
+        problems.append(f"evictable {tree.evictable} of total {tree.total}, locked {locked}")
     if problems:
         raise IntegrityError("KV slot accounting is broken: " + "; ".join(problems))
