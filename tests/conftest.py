@@ -1,0 +1,24 @@
+"""Options and Hypothesis profiles for the whole suite."""
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Deterministic and without a deadline: the machine may be busy, and a failure must come back on the next run.
+settings.register_profile(
+    "tgvkv", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tgvkv")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also run the long profiles (marker `long`), minutes each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Long profiles are not part of the suite unless --long (or -m long) asks for them."""
+    if config.getoption("--long") or config.getoption("-m"):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
