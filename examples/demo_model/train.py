@@ -1,8 +1,8 @@
 """Train the bundled demo model from scratch, on a CPU or a GPU, in three stages (each resumable and seeded).
 
-    python examples/demo_model/train.py vision --out runs/vision     # tower alone: token -> sum of its words
-    python examples/demo_model/train.py text   --out runs/text       # text layers alone: told what the tokens are
-    python examples/demo_model/train.py joint  --out runs/joint --load runs/text runs/vision
+    train.py vision --out runs/vision --recipe recipes/vision.json       # tower alone: token -> sum of its words
+    train.py text --out runs/text --recipe recipes/text_lookups.json     # text layers alone: told what tokens are
+    train.py joint --out runs/joint --recipe recipes/joint.json --load runs/vision runs/text
 
 The stages meet because both use the same frozen code: a vision token is the sum of the (orthonormal) initial
 embeddings of its words. `vision` and `text` can run side by side on one core each.
@@ -39,11 +39,13 @@ LOOK_AT = ((2, (0, 2)),)  # in layer 2, one head of each KV group learns to look
 class Control:
     """Settings that may change while a run goes on, read from ``control.json``."""
 
-    def __init__(self, folder: Path, log: Path, lr: float, recipe: Recipe) -> None:
+    def __init__(self, folder: Path, log: Path, lr: float, recipe: Recipe, recipe_file: Path | None) -> None:
         self.path, self.log, self.lr, self.recipe = folder / "control.json", log, lr, recipe
         self.stop, self._seen = False, ""
         self.decay_minutes, self.align, self.look = 0.0, 1.0, 0.5
-        if not self.path.exists():
+        if recipe_file is not None and not self.path.exists():
+            self.path.write_text(recipe_file.read_text())
+        elif not self.path.exists():
             self.path.write_text(json.dumps({"lr": lr, "recipe": dataclasses.asdict(recipe)}, indent=1))
 
     def poll(self, step: int) -> None:
@@ -142,7 +144,7 @@ class Run:
         self.text, self.visual = self.model.model.language_model, self.model.model.visual
         recipe = Recipe()
         self.sampler = Sampler(tokenizer, args.seed, recipe, with_pixels=args.stage != "text")
-        self.control = Control(args.out, args.out / "log.jsonl", args.lr, recipe)
+        self.control = Control(args.out, args.out / "log.jsonl", args.lr, recipe, args.recipe)
         part = {"vision": self.visual, "text": self.text, "joint": self.model}[args.stage]
         self.parameters = [(n, p) for n, p in part.named_parameters() if p.requires_grad]
         self.optimizers = optimizers(self.parameters, args.lr, args.muon)
@@ -263,6 +265,7 @@ if __name__ == "__main__":
     parser.add_argument("stage", choices=("vision", "text", "joint"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--load", type=Path, nargs="*", default=[])
+    parser.add_argument("--recipe", type=Path, help="first control.json of this run (see recipes/)")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=2e-3)
