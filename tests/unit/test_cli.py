@@ -305,6 +305,13 @@ def test_inspect_prints_and_draws(trace, png, tmp_path, capsys):
         assert image.width > 100 and len(np.unique(np.asarray(image))) > 10
 
 
+def test_inspect_summarises_several_and_draws_one(trace, tmp_path, capsys):
+    assert main(["inspect", str(trace), str(trace)]) == 0
+    assert capsys.readouterr().out.count("5 of 12") == 2
+    assert main(["inspect", str(trace), str(trace), "-o", str(tmp_path / "map.png")]) == 2
+    assert not (tmp_path / "map.png").exists()
+
+
 def test_inspect_refuses_what_is_no_trace(png, tmp_path, capsys):
     assert main(["inspect", str(png)]) == 2
     np.savez(tmp_path / "other.npz", a=np.ones(2), meta=np.array("{}"))

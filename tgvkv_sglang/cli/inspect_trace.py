@@ -18,14 +18,18 @@ WIDTH = 24
 
 
 def inspect_trace(args: argparse.Namespace) -> int:
-    arrays, meta = _read(args.trace)
+    """Print a summary of each trace; draw the one trace of a call with -o."""
+    if args.image and not args.out:
+        raise ConfigError("--image needs -o FILE.png to draw to")
+    if args.out and len(args.traces) > 1:
+        raise ConfigError(f"-o draws one trace, {len(args.traces)} were given; call it once for each")
     console = Console()
-    console.print(summary(arrays, meta))
+    for path in args.traces:
+        arrays, meta = _read(path)
+        console.print(summary(arrays, meta))
     if args.out:
         draw(arrays, meta, [Path(image) for image in args.image], Path(args.out))
         console.print(f"wrote {args.out}")
-    elif args.image:
-        raise ConfigError("--image needs -o FILE.png to draw to")
     return 0
 
 

@@ -67,9 +67,9 @@ def _add_chat(commands: argparse._SubParsersAction) -> None:
 
 def _add_inspect(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("inspect", help="summarise a selection trace, or draw it")
-    parser.add_argument("trace", help="a .npz file of --tgvkv-trace-dir")
+    parser.add_argument("traces", nargs="+", metavar="TRACE", help="a .npz file of --tgvkv-trace-dir")
     parser.add_argument("--image", action="append", default=[], help="image file to draw on (once per image)")
-    parser.add_argument("-o", "--out", help="write kept tokens per layer as a PNG (needs matplotlib)")
+    parser.add_argument("-o", "--out", help="write one trace's kept tokens per layer as a PNG (needs matplotlib)")
     parser.set_defaults(run=_inspect)
 
 
