@@ -69,6 +69,13 @@ def total(model_dir, tmp_path_factory) -> Iterator[Server]:
     yield from _serve(model_dir, tmp_path_factory.mktemp("total"), *TOTAL, env=RETRACT)
 
 
+@pytest.fixture(scope="module")
+def tensor_parallel(model_dir, tmp_path_factory) -> Iterator[Server]:
+    flags = (*PRESSURE, "--tp-size", "2")
+    env = {**RETRACT, "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+    yield from _serve(model_dir, tmp_path_factory.mktemp("tp"), *flags, tokens=1500, env=env)
+
+
 @pytest.fixture(scope="session")
 def tgvkv_server(eager) -> Server:
     """Any server of ours, for tests that only need one (examples)."""

@@ -74,7 +74,7 @@ class SpanTree:
 
     def reset(self) -> None:
         """Forget everything without freeing slots (the caller clears the allocator)."""
-        self._clock = 0
+        self.clock = 0
         self.root = Node(np.empty(0, np.int64), None)
         self.root.lock_ref = 1
         self.total = 0  # slots owned by the tree and its views
@@ -128,9 +128,9 @@ class SpanTree:
             node = child
 
     def _touch(self, nodes: list[Node]) -> None:
-        self._clock += 1
+        self.clock += 1
         for node in nodes:
-            node.last_access = self._clock
+            node.last_access = self.clock
 
     def _split(self, node: Node, at: int) -> Node:
         """Cut a text node after ``at`` tokens; return the upper part. Owners, locks and views stay what they were."""

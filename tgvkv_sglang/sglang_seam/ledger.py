@@ -60,6 +60,14 @@ LEDGER = (
         "support_triton asks the platform (0.5.23)",
     ),
     Hook(
+        f"{SRT}distributed.device_communicators.pynccl.PyNcclCommunicator.__init__",
+        "AROUND",
+        "cpu:pynccl_init",
+        ("self", "group", "device", "library_path", "is_symmetric_memory_enabled"),
+        "tensor parallelism on a machine without a GPU: the NCCL library is there, but there is nothing to bind it to",
+        "SGLang builds the communicator for CUDA devices only",
+    ),
+    Hook(
         f"{SRT}mem_cache.kv_cache_configurator.KVCacheConfigurator._build_mha_kv_pool",
         "AROUND",
         "pool:build_mha_kv_pool",
@@ -82,6 +90,14 @@ LEDGER = (
         ("self", "batch", "last_batch"),
         "the first decode step of a request must see its selection, made when the prefill's result is processed",
         "selection on the forward stream is the default",
+    ),
+    Hook(
+        f"{SRT}managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._check_req_pool",
+        "AFTER",
+        "radix_cache:check_when_idle",
+        ("self",),
+        "SGLang's own idle check counts slots; ours also checks that each has exactly one owner",
+        "the cache interface has an idle check",
     ),
     Hook(
         f"{SRT}managers.tokenizer_manager.TokenizerManager._create_tokenized_object",

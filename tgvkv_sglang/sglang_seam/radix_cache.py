@@ -20,6 +20,7 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 from ..attention.state import PrefillPlan, RequestState
 from ..config import TgvConfig, namespace_retention
 from ..errors import UnsupportedServerError
+from ..kv.integrity import check
 from ..kv.nodes import Node
 from ..kv.radix import Inserted, Match, SpanTree, whole_prefix
 from . import active
@@ -60,6 +61,7 @@ class TgvRadixCache(BasePrefixCache):
         self.device = pool.units.device
         self.capacity = self.token_to_kv_pool_allocator.size
         self.tree = SpanTree(pool.units, self.token_to_kv_pool_allocator.free)
+        self._checked: tuple[int, int, int] | None = None
         if params.enable_metrics:
             self.init_metrics_collector()
 
@@ -103,6 +105,18 @@ class TgvRadixCache(BasePrefixCache):
         freed = self.tree.evict(params.num_tokens)
         self.update_eviction_metrics(freed, start)
         return EvictResult(num_tokens_evicted=freed)
+
+    def check_ownership(self) -> None:
+        """Every slot is free or owned by exactly one node or view. Only called while no request runs.
+
+        Raises:
+            IntegrityError: with the numbers. Skipped when nothing has changed since the last check.
+        """
+        allocator = self.token_to_kv_pool_allocator
+        stamp = (self.tree.clock, self.tree.total, allocator.available_size())
+        if stamp != self._checked:
+            check(self.tree, torch.cat([allocator.free_pages, allocator.release_pages]), self.capacity)
+            self._checked = stamp
 
     # -- match ---------------------------------------------------------------------------------------------------
 
@@ -212,6 +226,12 @@ class TgvRadixCache(BasePrefixCache):
         share = self.config.reclaimable_share
         if share < 1.0 and self.tree.full_spans:
             self.tree.trim(int(share * self.capacity))
+
+
+def check_when_idle(result: Any, checker: Any) -> None:
+    """Runs where SGLang checks its pools on an idle server."""
+    if isinstance(checker.tree_cache, TgvRadixCache):
+        checker.tree_cache.check_ownership()
 
 
 def plan_prefill(state: RequestState, match: Match) -> PrefillPlan:

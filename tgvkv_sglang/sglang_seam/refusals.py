@@ -43,6 +43,7 @@ CHECKS: tuple[Check, ...] = (
     (_flag("enable_streaming_session"), "--enable-streaming-session is not supported: leave it out."),
     (_flag("enable_session_radix_cache"), "--enable-session-radix-cache is not supported: leave it out."),
     (_bad_kv_dtype, "--kv-cache-dtype {a.kv_cache_dtype} is not supported: use auto, bfloat16 or float16."),
+    (lambda a: a.kv_events_config is not None, "--kv-events-config is not supported: leave it out."),
     (_flag("enable_pdmux"), "--enable-pdmux is not supported: leave it out."),
     (_flag("enable_two_batch_overlap"), "--enable-two-batch-overlap is not supported: leave it out."),
     (_flag("disable_radix_cache"), "--disable-radix-cache is not supported: tgvkv is built on the radix cache."),

@@ -17,6 +17,7 @@ from ..spans import with_text
 from ..trace import try_write_trace
 from .ledger import SGLANG_VERSION
 from .requests import image_grids
+from .tensor_parallel import is_first_rank
 
 
 def select_views(tree: SpanTree, state: RequestState, inserted: Inserted, req: Any) -> list[View]:
@@ -40,7 +41,7 @@ def select_views(tree: SpanTree, state: RequestState, inserted: Inserted, req: A
         scope=config.scope,
     )
     kept = keep_top(scores.scores, budget)
-    if state.trace and config.trace_dir:
+    if state.trace and config.trace_dir and is_first_rank():
         _trace(state, grounding, scores, budget, kept, req)
     state.selections += 1
     nodes, views, at = inserted.span_nodes(), [], 0
