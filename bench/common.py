@@ -1,0 +1,130 @@
+"""What every benchmark shares: servers to compare, one after another, and the header that dates a result."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Iterator
+
+from tests.server.harness import Server, launch, wait_ready
+from tgvkv_sglang.demo.tiny_model import make_tiny_model
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("tgvkv-sglang", "sglang", "torch", "transformers", "triton")
+# The harness's servers check their memory after every batch; a server whose speed is measured must not.
+UNCHECKED = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "0", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "0"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One server of a comparison: its name in tables, and its flags beyond those that all arms share."""
+
+    name: str
+    flags: tuple[str, ...]
+
+
+STOCK = Arm("stock", ("--attention-backend", "torch_native"))
+
+
+def ours(retention: float, *flags: str) -> Arm:
+    """tgvkv at a server-wide ``retention``, reclaiming under pressure unless ``flags`` say otherwise."""
+    return Arm(f"tgvkv-{retention:g}", ("--attention-backend", "tgvkv", "--tgvkv-retention", f"{retention:g}", *flags))
+
+
+@contextmanager
+def stand_in_model(given: Path | None) -> Iterator[Path]:
+    """``given``, or a randomly initialised Qwen3-VL made for the occasion."""
+    if given is not None:
+        if not (given / "config.json").is_file():
+            raise SystemExit(f"--model {given} has no config.json; give a Hugging Face checkpoint directory")
+        yield given
+        return
+    with tempfile.TemporaryDirectory(prefix="tgvkv-bench-") as directory:
+        yield make_tiny_model(Path(directory) / "tiny", seed=0)
+
+
+@contextmanager
+def serve(
+    arm: Arm, model: Path, tokens: int, *, checked: bool = False, env: dict[str, str] | None = None
+) -> Iterator[Server]:
+    """A live CPU server with a pool of ``tokens`` slots, stopped with its whole process group at the end.
+
+    Args:
+        checked: check the memory after every batch (slower; a lost slot kills the server).
+
+    Raises:
+        RuntimeError: the server did not come up, or died while it was used; with the end of its log.
+    """
+    extra = {**({} if checked else UNCHECKED), **(env or {})}
+    with tempfile.TemporaryDirectory(prefix="tgvkv-bench-") as directory:
+        server, _ = launch(model, Path(directory), *arm.flags, tokens=tokens, env=extra)
+        try:
+            yield wait_ready(server)
+            if not server.alive():
+                raise RuntimeError(f"{arm.name}: the server died:\n{log_tail(server)}")
+        finally:
+            server.stop()
+
+
+def log_tail(server: Server, characters: int = 4000) -> str:
+    return server.log.read_text(errors="replace")[-characters:]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def header() -> dict[str, Any]:
+    """Machine, versions and commit. ``uncommitted`` lists changed tracked files: the commit is not all there is.
+
+    ``load_average_1m`` says how busy the machine was with everything, this benchmark included: speeds measured under a
+    load above ``cores`` are lower than the machine's own.
+    """
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "tgvkv_sglang", "triton_kernels", "bench")
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted": sorted(line[3:] for line in (changed or "").splitlines()),
+        "machine": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "load_average_1m": round(os.getloadavg()[0], 1),
+        },
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in PACKAGES},
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(path.name + ".part")
+    staging.write_text(json.dumps(content, indent=1) + "\n")
+    staging.replace(path)
