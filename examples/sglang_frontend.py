@@ -51,7 +51,7 @@ def picture(path: str | None) -> bytes:
     if path is not None:
         return Path(path).read_bytes()
     buffer = io.BytesIO()
-    render(make_scene(seed=3)).save(buffer, format="PNG")
+    render(make_scene(seed=40)).save(buffer, format="PNG")
     return buffer.getvalue()
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -161,6 +162,34 @@ def test_a_server_that_dies_shows_the_end_of_its_log(tmp_path, monkeypatch):
     with server_module.CpuServer([], tmp_path / "log") as server, pytest.raises(server_module.ServerFailedError) as e:
         server.start().wait()
     assert "the reason" in str(e.value)
+
+
+# Answers /health, and refuses every chat with the reason.
+REFUSING = """
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+    def do_POST(self): self.send_error(500, 'out of patience')
+print('a line of the log', flush=True)
+HTTPServer(('127.0.0.1', int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_demo_that_fails_prints_the_reason_and_the_log_and_stops_its_server(tmp_path, monkeypatch, capsys):
+    started = []
+
+    def command(argv):
+        started.append([sys.executable, "-c", REFUSING, argv[argv.index("--port") + 1]])
+        return started[-1]
+
+    monkeypatch.setattr(server_module, "server_command", command)
+    assert main(["demo", "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "out of patience" in shown and "a line of the log" in shown
+    assert len(list(tmp_path.glob("*/picture.png"))) == 1
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(started[0][-1]))) != 0
 
 
 def test_sigterm_ends_the_demo_like_ctrl_c():

@@ -16,7 +16,7 @@ from ..demo.questions import Question, questions
 from ..demo.scenes import make_scene, render
 from ..errors import ConfigError
 from ..flags import BACKEND
-from .client import Conversation
+from .client import ChatError, Conversation
 from .demo_view import Column, Turn, closing, opening, turn_table
 from .kept import kv_unit_bytes, read_kept
 from .serve import DEMO_MODEL
@@ -46,9 +46,13 @@ def demo(args: argparse.Namespace) -> int:
             servers = _servers(args, model, directory, stack)
             _wait(servers, console)
             columns = _columns(args, servers, picture, directory)
-            right = _hold_chat(turns, columns, kv_unit_bytes(model), console)
+            try:
+                right = _hold_chat(turns, columns, kv_unit_bytes(model), console)
+            except ChatError as error:
+                tails = "\n".join(server.log_tail() for server in servers)
+                raise ServerFailedError(f"{error}\n{tails}") from error
     except ServerFailedError as error:
-        console.print(f"[bold red]tgvkv:[/bold red] {error}", markup=True, highlight=False)
+        console.print(f"tgvkv: {error}", style="red", markup=False, highlight=False)
         return 1
     finally:
         signal.signal(signal.SIGTERM, previous)
