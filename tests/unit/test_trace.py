@@ -1,4 +1,4 @@
-"""Traces read back as written; a request id is never a path, no file is overwritten, a failure costs the trace alone."""
+"""Traces read back as written; a request id is never a path, no file is overwritten, a failure costs only itself."""
 
 import errno
 import json
