@@ -22,6 +22,7 @@ KERNELS = {
     "fill_rows_kernel",
     "extend_rows_kernel",
 }
+READERS = {"vision_columns_kernel", "view_attention_kernel", "move_rows_kernel"}
 QWEN3_VL_8B = aot.ModelShape(q_heads=32, kv_heads=8, head_dim=128, dtype=torch.bfloat16)
 WIDE = aot.ModelShape(q_heads=16, kv_heads=2, head_dim=256, dtype=torch.bfloat16, logit_cap=30.0)
 NARROW = aot.ModelShape(q_heads=8, kv_heads=8, head_dim=80, dtype=torch.float16)
@@ -29,7 +30,7 @@ FLOAT32 = aot.ModelShape(q_heads=8, kv_heads=2, head_dim=128, dtype=torch.float3
 
 
 def compile_for(arch, shape, attention_only):
-    """Facts on each compiled variant, as plain values: (kernel, resources, target line, atomics in the PTX)."""
+    """Facts on each compiled variant, as plain values: (kernel, resources, target line, atomics, 16-byte reads)."""
     with aot.compile_only(arch) as compiled:
         (aot._launch_attention if attention_only else aot.launch_all)(shape)
     facts = []
@@ -39,7 +40,8 @@ def compile_for(arch, shape, attention_only):
             target = next(line for line in ptx.splitlines() if line.startswith(".target"))
             atomics = [line for line in ptx.splitlines() if line.strip().startswith(("atom.", "red."))]
             assert kernel.asm["cubin"][:4] == b"\x7fELF"
-            facts.append((name, aot.resources(kernel), target, atomics))
+            wide_reads = ptx.count("cp.async.cg.shared.global") + ptx.count("ld.global.v4.b32")
+            facts.append((name, aot.resources(kernel), target, atomics, wide_reads))
     return facts
 
 
@@ -47,17 +49,19 @@ def compile_for(arch, shape, attention_only):
 def test_every_kernel_compiles_within_bounds(compiler, arch):
     facts = compiler(compile_for, arch, QWEN3_VL_8B, attention_only=False)
     assert {name for name, *_ in facts} == KERNELS
-    for name, resources, target, atomics in facts:
+    for name, resources, target, atomics, wide_reads in facts:
         assert f"sm_{arch}" in target, f"{name} was compiled for {target}"
         assert resources.stack == 0 and resources.local == 0, f"{name} spills registers: {resources}"
         assert resources.shared <= SHARED_LIMIT, f"{name} needs too much shared memory: {resources}"
         assert not atomics, f"{name} has atomics, whose order is not fixed: {atomics[:3]}"
+        if name in READERS:
+            assert wide_reads > 0, f"{name} does not read the storage 16 bytes at a time"
 
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("shape", [WIDE, NARROW], ids=["head_dim 256, group 8", "head_dim 80, group 1"])
 def test_attention_kernels_of_other_shapes(compiler, arch, shape):
-    for name, resources, _, atomics in compiler(compile_for, arch, shape, attention_only=True):
+    for name, resources, _, atomics, _ in compiler(compile_for, arch, shape, attention_only=True):
         assert resources.stack <= STACK_LIMIT and resources.local == 0, f"{name} spills registers: {resources}"
         assert resources.shared <= SHARED_LIMIT, f"{name} needs too much shared memory: {resources}"
         assert not atomics, f"{name} has atomics, whose order is not fixed: {atomics[:3]}"
@@ -65,7 +69,7 @@ def test_attention_kernels_of_other_shapes(compiler, arch, shape):
 
 def test_float32_compiles(compiler):
     """float32 is for comparisons, not for serving: it may spill a little, but must fit any of the three targets."""
-    for name, resources, _, _ in compiler(compile_for, 90, FLOAT32, attention_only=True):
+    for name, resources, *_ in compiler(compile_for, 90, FLOAT32, attention_only=True):
         assert resources.stack <= 256 and resources.local == 0, f"{name} spills registers: {resources}"
         assert resources.shared <= SHARED_LIMIT, f"{name} needs too much shared memory: {resources}"
 
