@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 
 import pytest
@@ -89,6 +90,43 @@ def test_bad_retention_is_refused(model_dir, value):
 def test_impossible_combinations_are_refused(model_dir, flags, word):
     with pytest.raises(UnsupportedServerError, match=word):
         parse(model_dir, *flags)
+
+
+def test_cuda_is_refused_until_it_is_ready(model_dir):
+    """Torch attention cannot be captured, and packing would race a decode step in flight."""
+    from tgvkv_sglang.sglang_seam.refusals import refuse
+
+    args = copy.copy(parse(model_dir))
+    vars(args).update(device="cuda", disable_cuda_graph=False)
+    with pytest.raises(UnsupportedServerError, match="--disable-cuda-graph --disable-overlap-schedule"):
+        refuse(args)
+    vars(args).update(disable_cuda_graph=True, disable_overlap_schedule=True)
+    refuse(args)
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"attention_arch": "MLA"}, "MLA"),
+        ({"is_hybrid_swa": True}, "sliding-window"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "hybrid"),
+        ({"attn_logit_softcapping": 30.0}, "soft-capped"),
+    ],
+)
+def test_models_that_cannot_work_are_refused(change, word):
+    from sglang.srt.configs.model_config import AttentionArch
+
+    from tgvkv_sglang.sglang_seam.refusals import refuse_model
+
+    text = types.SimpleNamespace(layer_types=change.get("layer_types"))
+    text.attn_logit_softcapping = change.get("attn_logit_softcapping")
+    arch = AttentionArch[change.get("attention_arch", "MHA")]
+    swa = change.get("is_hybrid_swa", False)
+    config = types.SimpleNamespace(attention_arch=arch, is_hybrid_swa=swa, hf_text_config=text)
+    with pytest.raises(UnsupportedServerError, match=word):
+        refuse_model(config)
+    plain = types.SimpleNamespace(layer_types=["full_attention"], attn_logit_softcapping=None)
+    refuse_model(types.SimpleNamespace(attention_arch=AttentionArch.MHA, is_hybrid_swa=False, hf_text_config=plain))
 
 
 def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):

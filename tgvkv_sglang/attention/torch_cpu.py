@@ -29,7 +29,7 @@ class KeyRows:
 
     def __init__(self, row: torch.Tensor, table: ViewTable | None, store: UnitStore):
         self._row, self._table, self._store = row, table, store
-        dense = torch.ones(len(row), dtype=torch.bool)
+        dense = torch.ones(len(row), dtype=torch.bool, device=row.device)
         for start, end in table.spans if table else ():
             dense[start:end] = False
         self._positions = dense.nonzero()[:, 0]
@@ -49,7 +49,7 @@ class KeyRows:
 
 def visible(query_positions: torch.Tensor, keys: Keys) -> torch.Tensor:
     """Causal mask ``[T, N]``: a query sees keys at its own position and before."""
-    return keys.positions[None, :] <= query_positions[:, None]
+    return keys.positions[None, :] <= query_positions.to(keys.positions.device)[:, None]
 
 
 def attend(q: torch.Tensor, keys: Keys, store: UnitStore, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
