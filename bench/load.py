@@ -1,0 +1,190 @@
+"""Concurrent multi-turn visual chats against a live server, or against ours and stock SGLang one after the other.
+
+    python -m bench.load                                   # ours and stock, same pool, tiny random model, CPU
+    python -m bench.load --users 2 4 8 --rate 0.5 1        # closed loop with 2, 4, 8 users, then Poisson arrivals
+    python -m bench.load --url http://127.0.0.1:30000      # a server that is already running
+
+Every run is written at once, under a key made of its settings; a run that is there already is not repeated (``--fresh``
+repeats all). Results: ``<out>.json`` (everything), ``<out>.csv`` (one row a run), ``<out>.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Iterator
+
+import requests
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from bench.common import RESULTS, STOCK, Arm, header, ours, serve, stand_in_model, write_json
+from bench.load_client import run_load
+from bench.load_traffic import Traffic, plan_chats
+from bench.stats import summarise
+
+COLUMNS = (
+    ("server", "server"), ("load", "load"), ("requests", "requests"), ("errors", "errors"),
+    ("ttft_p50_ms", "TTFT p50"), ("ttft_p99_ms", "p99 ms"), ("itl_p50_ms", "ITL p50"), ("itl_p99_ms", "p99 ms"),
+    ("answer_tokens_per_s", "tokens/s"), ("goodput_per_s", "goodput/s"), ("cached_share", "cached"),
+    ("resident", "resident chats"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement: a server (by name and flags), its pool, the SLO and the traffic."""
+
+    server: str
+    flags: tuple[str, ...]
+    pool: int | None
+    slo: tuple[float, float]
+    traffic: Traffic
+
+    @property
+    def load(self) -> str:
+        traffic = self.traffic
+        return f"{traffic.rate:g} chats/s" if traffic.rate else f"{traffic.users} users"
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            "server": self.server, "load": self.load, "flags": list(self.flags), "pool": self.pool,
+            "slo_ttft_ms": self.slo[0], "slo_itl_ms": self.slo[1], **self.traffic.as_dict(),
+        }  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        """The same settings give the same key in every process."""
+        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_runs(path: Path) -> dict[str, dict]:
+    """Finished runs by key; none when there is no file. Raises SystemExit for a file that is no result."""
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{path} is no result of bench.load ({error}); move it away or give another --out") from error
+
+
+def missing(runs: list[Run], done: dict[str, dict]) -> list[Run]:
+    return [run for run in runs if run.key not in done]
+
+
+def measure(run: Run, url: str) -> dict[str, Any]:
+    """Flush the server, hold the chats, and return one row."""
+    reply = requests.post(url + "/flush_cache", timeout=60)
+    if not reply.ok:
+        raise RuntimeError(f"{url} refused to flush its cache ({reply.status_code}); is somebody else using it?")
+    chats = plan_chats(run.traffic)
+    with tqdm(total=sum(len(chat.questions) for chat in chats), desc=f"{run.server}, {run.load}", unit="turn") as bar:
+        turns, seconds, resident = run_load(url, run.traffic, chats, bar.update)
+    row = summarise(turns, seconds, run.slo[0] / 1000, run.slo[1] / 1000)
+    errors = sorted({turn.error for turn in turns if turn.error})
+    return {**run.settings(), **row, "resident": resident, "error_messages": errors[:5], "measured": header()}
+
+
+def warm_up(url: str, traffic: Traffic) -> None:
+    """A short chat about no planned image, so that the first measured request does not pay for lazy imports."""
+    warm = replace(traffic, users=1, chats=1, turns=2, think=0, rate=0, seed=traffic.seed + 1_000_003)
+    run_load(url, warm, [replace(chat, image=10**6) for chat in plan_chats(warm)], lambda: None)
+
+
+@contextmanager
+def _server(arm: Arm, args: argparse.Namespace) -> Iterator[str]:
+    if args.url:
+        yield args.url.rstrip("/")
+        return
+    with stand_in_model(args.model) as model:
+        print(f"starting {arm.name}, {args.pool} slots (a minute or more)")
+        with serve(arm, model, args.pool) as server:
+            yield server.url
+
+
+def planned(args: argparse.Namespace) -> list[tuple[Arm, list[Run]]]:
+    """The runs of each server, in order."""
+    loads = [{"users": users, "rate": 0.0} for users in args.users] + [{"rate": rate} for rate in args.rate]
+    arms = [Arm(args.url, ())] if args.url else [arm for arm in (STOCK, ours(args.retention)) if arm.name in args.arms
+                                                 or arm.name.split("-")[0] in args.arms]  # fmt: skip
+    traffic = Traffic(chats=args.chats, turns=args.turns, think=args.think, reuse=args.reuse, side=args.side,
+                      max_tokens=args.max_tokens, seed=args.seed)  # fmt: skip
+    pool = None if args.url else args.pool
+    slo = (args.slo_ttft_ms, args.slo_itl_ms)
+    return [(arm, [Run(arm.name, arm.flags, pool, slo, replace(traffic, **load)) for load in loads]) for arm in arms]
+
+
+def save(path: Path, runs: dict[str, dict]) -> None:
+    """Write the JSON file and, from it, the table."""
+    write_json(path, {"runs": runs})
+    rows = [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in runs.values()]
+    with path.with_suffix(".csv").open("w", newline="") as out:
+        writer = csv.DictWriter(out, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def show(rows: list[dict], console: Console) -> None:
+    table = Table()
+    for _, title in COLUMNS:
+        table.add_column(title, justify="right")
+    for row in rows:
+        table.add_row(*["-" if row[name] is None else str(row[name]) for name, _ in COLUMNS])
+    console.print(table)
+
+
+def arguments() -> argparse.ArgumentParser:
+    traffic = Traffic()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, nargs="*", default=[2, 6], help="closed loop: chats at once, a run each")
+    parser.add_argument("--rate", type=float, nargs="*", default=[], help="Poisson: chats per second, a run each")
+    parser.add_argument("--chats", type=int, default=traffic.chats)
+    parser.add_argument("--turns", type=int, default=traffic.turns)
+    parser.add_argument("--think", type=float, default=traffic.think, help="mean think time in seconds")
+    parser.add_argument("--reuse", type=float, default=traffic.reuse, help="share of chats about an earlier image")
+    parser.add_argument("--side", type=int, default=traffic.side, help="side of the images in pixels")
+    parser.add_argument("--max-tokens", type=int, default=traffic.max_tokens)
+    parser.add_argument("--seed", type=int, default=traffic.seed)
+    parser.add_argument("--slo-ttft-ms", type=float, default=1000.0)
+    parser.add_argument("--slo-itl-ms", type=float, default=100.0)
+    parser.add_argument("--arms", nargs="+", choices=("stock", "tgvkv"), default=["stock", "tgvkv"])
+    parser.add_argument("--retention", type=float, default=0.1)
+    parser.add_argument("--pool", type=int, default=2000, help="slots of each server's pool")
+    parser.add_argument("--model", type=Path, help="checkpoint directory (default: a tiny random model)")
+    parser.add_argument("--url", help="measure this running server instead of starting any")
+    parser.add_argument("--out", type=Path, default=RESULTS / "load-cpu.json")
+    parser.add_argument("--fresh", action="store_true", help="repeat runs that are there already")
+    return parser
+
+
+def main() -> None:
+    args = arguments().parse_args()
+    done = {} if args.fresh else read_runs(args.out)
+    plan = planned(args)
+    for arm, runs in plan:
+        left = missing(runs, done)
+        if not left:
+            continue
+        with _server(arm, args) as url:
+            warm_up(url, left[0].traffic)
+            for run in left:
+                done[run.key] = measure(run, url)
+                save(args.out, done)
+    rows = [done[run.key] for _, runs in plan for run in runs]
+    show(rows, Console())
+    try:
+        from bench.plots import plot_load
+    except ImportError as error:
+        print(f"no plot ({error}); pip install 'tgvkv-sglang[bench]'")
+        return
+    plot_load(rows, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
