@@ -15,6 +15,11 @@ from .serve import DEMO_MODEL, cuda_usable
 Row = dict[str, str]
 PLUGIN_GROUPS = {"sglang.srt.plugins": "tgvkv", "sglang.srt.platforms": "tgvkv_cpu"}
 REINSTALL = "pip install -c constraints.txt -e . (in the repository), or pip install --force-reinstall tgvkv-sglang"
+# Remove with the refusal in sglang_seam/refusals.py, once the FlashInfer backend is in.
+CUDA_NOTE = (
+    "the GPU backend is not in this version: add --disable-cuda-graph --disable-overlap-schedule (slow, for checking), "
+    "or hide the GPU with CUDA_VISIBLE_DEVICES= to serve on the CPU"
+)
 
 
 def row(level: str, check: str, found: str, remedy: str = "") -> Row:
@@ -100,7 +105,7 @@ def device_rows() -> list[Row]:
     cuda = torch.cuda.is_available()
     rows = []
     if cuda:
-        rows.append(row("ok", "CUDA", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}"))
+        rows.append(row("note", "CUDA", f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}", CUDA_NOTE))
     elif cuda_usable():
         rows.append(
             row("bad", "CUDA", f"the driver sees a GPU, torch {torch.__version__} does not",
