@@ -7,7 +7,6 @@ row, which is why everything past selection speaks of units and never of (layer,
 from __future__ import annotations
 
 import torch
-from tgvkv_kernels.pack_units.api import pack_units
 
 INT32_LIMIT = 2**31
 
@@ -57,4 +56,5 @@ class UnitStore:
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy units ``source[i]`` to ``target[i]``; the two may overlap in any way."""
-        pack_units(self.k_flat, self.v_flat, source, target)
+        for flat in (self.k_flat, self.v_flat):
+            flat[target] = flat[source]
