@@ -10,6 +10,7 @@ measured (its retention), so the floor column needs transformers.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import urllib.request
@@ -45,53 +46,60 @@ class TransformersRunner:
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self.processor(text=[text], images=[render(s) for s in probe.scenes], return_tensors="pt")
 
-    def answer(self, inputs: list[dict], blind: bool) -> list[str]:
-        """Answers to prompts of equal length; ``blind``: decode steps do not see vision tokens (the 0 % floor)."""
+    def answers(self, inputs: list[dict], blinds: tuple[bool, ...]) -> list[list[str]]:
+        """Greedy answers to prompts of equal length, once for each entry of ``blinds``, from one prefill.
+
+        ``True``: decode steps do not see vision tokens (the 0 % floor).
+        """
         torch, model = self.torch, self.model
         batch = {k: torch.cat([x[k] for x in inputs]).to(self.device) for k in inputs[0]}
-        ids = batch["input_ids"]
+        with torch.inference_mode():
+            prefilled = model(**batch, use_cache=True, logits_to_keep=1)
+            first = prefilled.logits[:, -1].argmax(-1, keepdim=True)
+            delta = model.model.rope_deltas.to(self.device).view(-1, 1)
+            return [
+                self._decode(batch["input_ids"], first, delta, copy.deepcopy(prefilled.past_key_values), blind)
+                for blind in blinds
+            ]
+
+    def _decode(self, ids, token, delta, cache, blind: bool) -> list[str]:
+        torch, model = self.torch, self.model
         end = model.generation_config.eos_token_id
-        with torch.no_grad():
-            out = model(**batch, use_cache=True, logits_to_keep=1)
-            seen = torch.ones_like(ids)
-            if blind:
-                seen = (ids != model.config.image_token_id).long()
-            said, done = [], torch.zeros(len(ids), dtype=torch.bool, device=self.device)
-            for step in range(MAX_NEW):
-                token = out.logits[:, -1].argmax(-1, keepdim=True)
-                said.append(token)
-                done |= token[:, 0] == end
-                if done.all():
-                    break
-                seen = torch.cat([seen, torch.ones_like(token)], dim=1)
-                place = model.model.rope_deltas.to(self.device).view(-1, 1) + ids.shape[1] + step
-                out = model(
-                    input_ids=token,
-                    attention_mask=seen,
-                    position_ids=place.expand(3, len(ids), 1),
-                    past_key_values=out.past_key_values,
-                    use_cache=True,
-                )
-        answers = []
-        for row in torch.cat(said, dim=1).tolist():
-            row = row[: row.index(end)] if end in row else row
-            answers.append(self.processor.tokenizer.decode(row).strip())
-        return answers
+        seen = (ids != model.config.image_token_id).long() if blind else torch.ones_like(ids)
+        said, done = [token], token[:, 0] == end
+        while len(said) < MAX_NEW and not done.all():
+            seen = torch.cat([seen, torch.ones_like(token)], dim=1)
+            place = delta + ids.shape[1] + len(said) - 1
+            out = model(
+                input_ids=token,
+                attention_mask=seen,
+                position_ids=place.expand(3, len(ids), 1),
+                past_key_values=cache,
+                use_cache=True,
+            )
+            token = out.logits[:, -1].argmax(-1, keepdim=True)
+            said.append(token)
+            done |= token[:, 0] == end
+        rows = [row[: row.index(end)] if end in row else row for row in torch.cat(said, dim=1).tolist()]
+        return [self.processor.tokenizer.decode(row).strip() for row in rows]
 
 
-def run_transformers(probes: list[P.Probe], runner: TransformersRunner, batch: int, blind: bool) -> list[str]:
+def run_transformers(
+    probes: list[P.Probe], runner: TransformersRunner, batch: int, blinds: tuple[bool, ...]
+) -> list[list[str]]:
+    """Answers to ``probes`` for each entry of ``blinds``."""
     groups = defaultdict(list)
-    prepared = {}
-    for i, probe in enumerate(probes):
-        prepared[i] = runner.prepare(probe)
-        groups[prepared[i]["input_ids"].shape[1], len(probe.scenes)].append(i)
-    answers: list[str] = [""] * len(probes)
+    prepared = [runner.prepare(probe) for probe in probes]
+    for i, inputs in enumerate(prepared):
+        groups[inputs["input_ids"].shape[1]].append(i)
+    found: list[list[str]] = [[""] * len(probes) for _ in blinds]
     for members in groups.values():
         for start in range(0, len(members), batch):
             chunk = members[start : start + batch]
-            for i, said in zip(chunk, runner.answer([prepared[i] for i in chunk], blind), strict=True):
-                answers[i] = said
-    return answers
+            for column, said in zip(found, runner.answers([prepared[i] for i in chunk], blinds), strict=True):
+                for i, words in zip(chunk, said, strict=True):
+                    column[i] = words
+    return found
 
 
 def run_server(probes: list[P.Probe], base_url: str, model: str, parallel: int) -> list[str]:
@@ -151,12 +159,14 @@ def main() -> None:
         asked = list(P.probes(args.per_class, args.seed, (cls,), tuple(args.size)))
         if runner is None:
             full, floor = run_server(asked, args.base_url, str(args.model), args.batch), None
+        elif args.no_floor:
+            (full,), floor = run_transformers(asked, runner, args.batch, (False,)), None
         else:
-            full = run_transformers(asked, runner, args.batch, blind=False)
-            floor = None if args.no_floor else run_transformers(asked, runner, args.batch, blind=True)
+            full, floor = run_transformers(asked, runner, args.batch, (False, True))
         rows.append((cls, tally(asked, full), tally(asked, floor) if floor else None))
-        for probe, said in zip(asked, full, strict=True):
-            record.append({"cls": cls, "text": probe.question.text, "answer": probe.question.answer, "said": said})
+        for i, probe in enumerate(asked):
+            line = {"cls": cls, "text": probe.question.text, "answer": probe.question.answer, "said": full[i]}
+            record.append(line | ({"said_blind": floor[i]} if floor else {}))
     print(table(rows))
     if args.json:
         args.json.write_text(json.dumps(record, indent=1))

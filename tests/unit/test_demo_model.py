@@ -110,7 +110,7 @@ def test_text_outside_of_the_vocabulary_is_answered(runner):
     probe = P.Probe(
         "color", (S.make_scene(1),), (Q.Question("color", "Grüße, 世界! What is a <tag>\tlike 12.5%?", "red"),)
     )
-    (said,) = runner.answer([runner.prepare(probe)], blind=False)
+    ((said,),) = runner.answers([runner.prepare(probe)], (False,))
     assert isinstance(said, str)
 
 
@@ -164,9 +164,11 @@ def test_stored_weights_are_bf16_and_deepstack_speaks(runner):
     assert runner.model.model.visual.deepstack_merger_list[0].linear_fc2.weight.abs().max() > 0
 
 
-def score(runner, example, probes: list[P.Probe], blind: bool) -> P.Tally:
+def scores(runner, example, probes: list[P.Probe]) -> tuple[P.Tally, P.Tally]:
+    """(all vision, 0 % floor)"""
     evaluate = example["evaluate"]
-    return evaluate.tally(probes, evaluate.run_transformers(probes, runner, 8, blind))
+    full, floor = evaluate.run_transformers(probes, runner, 8, (False, True))
+    return evaluate.tally(probes, full), evaluate.tally(probes, floor)
 
 
 # Claimed: what MODEL_CARD.md says (per word, 200 probes a class). Three standard errors of a share over the few words
@@ -177,7 +179,7 @@ CLAIM = {c: 0.9 for c in P.CLASSES}
 @pytest.mark.parametrize("cls", P.CLASSES)
 def test_accuracy_is_what_the_card_says(runner, example, cls):
     probes = list(P.probes(12, classes=(cls,)))
-    tally = score(runner, example, probes, blind=False)
+    tally, _ = scores(runner, example, probes)
     claim = CLAIM[cls]
     margin = 3 * (claim * (1 - claim) / tally.n) ** 0.5  # words of one answer are not independent: count answers
     assert tally.word_share >= claim - margin
@@ -186,13 +188,12 @@ def test_accuracy_is_what_the_card_says(runner, example, cls):
 @pytest.mark.parametrize("cls", ["row", "numbers"])
 def test_lists_need_the_picture_during_decode(runner, example, cls):
     probes = list(P.probes(12, classes=(cls,)))
-    assert P.fit_to_measure(score(runner, example, probes, blind=False), score(runner, example, probes, blind=True))
+    assert P.fit_to_measure(*scores(runner, example, probes))
 
 
 def test_blind_decode_only_loses_what_decode_reads(runner, example):
     """The first token comes from prefill, so it is the same with and without vision in decode; the rest need not be."""
     probes = list(P.probes(6, classes=("describe",)))
-    seen = example["evaluate"].run_transformers(probes, runner, 6, blind=False)
-    blind = example["evaluate"].run_transformers(probes, runner, 6, blind=True)
+    seen, blind = example["evaluate"].run_transformers(probes, runner, 6, (False, True))
     assert [a.split()[0] for a in seen] == [b.split()[0] for b in blind]
     assert seen != blind
