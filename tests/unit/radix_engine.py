@@ -250,6 +250,8 @@ class Engine:
         return inserted
 
     def _relock(self, req: Request, node: Node) -> None:
+        if req.node.is_below(node):  # a repeated prompt holds the node of the views it replays
+            return
         self.tree.lock(node)
         self.tree.unlock(req.node)
         req.node = node

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from tests.unit.radix_engine import POISON, Engine, Request
@@ -27,7 +27,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
         self.engine = Engine(capacity, LAYERS, reclaimable_share=share, cap=cap)
         self.model = Model(self.engine.prefixes)
         self.waiting: list[Request] = []
-        self.history: list[tuple[str, bool, list[int]]] = [("", True, []), ("\x1fother", False, [])]
+        self.history: list[tuple[str, bool, list[int]]] = [("", True, [])] * 3 + [("\x1fother", False, [])]
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -154,28 +154,49 @@ class SpanTreeMachine(RuleBasedStateMachine):
         expected = self.model.match(req, limit)
         compare_match(self.engine.match(req, limit), expected, req)
 
-    # -- rules ---------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------
 
     @rule(data=st.data())
+    def step(self, data):
+        """One rule that weighs what can be done now: Hypothesis's own choice among rules leaves most steps idle."""
+        running, waiting = self._running, bool(self.waiting)
+        weights = {
+            self.arrive: 3 * (len(self.waiting) < 4),
+            self.ask_again: 3 * (len(self.history) > 4 and len(self.waiting) < 4),
+            self.admit: 6 * (waiting and len(self.engine.requests) < MAX_RUNNING),
+            self.forward: 8 * bool(running("prefill")),
+            self.process: 8 * bool(running("computed")),
+            self.decode: 3 * bool(running("decode")),
+            self.finish: 3 * bool(running("decode", "computed")),
+            self.abort_or_retract: bool(self.engine.requests),
+            self.evict: 2,
+            self.evict_all: int(len(self.history) % 4 == 0),
+            self.trim: 2,
+            self.peek: 1,
+            self.flush: int(not self.engine.requests and len(self.history) > 12),
+        }
+        at = data.draw(st.integers(0, 2**16), label="step") % sum(weights.values())
+        for action, weight in weights.items():
+            if at < weight:
+                action(data)
+                return
+            at -= weight
+
     def arrive(self, data):
         namespace, atomic, before = data.draw(st.sampled_from(self.history), label="after")
         prompt = list(before)
-        for _ in range(data.draw(st.integers(0, 2), label="images")):
+        for _ in range(data.draw(st.sampled_from([1, 1, 2, 0]), label="images")):
             prompt += data.draw(st.one_of(st.just([]), WORDS)) + data.draw(st.sampled_from(IMAGES))
-        prompt += data.draw(WORDS) if not prompt or data.draw(st.integers(0, 5)) else []
+        prompt += data.draw(WORDS) if not prompt or data.draw(st.integers(0, 9)) != 5 else []
         if len(prompt) < 32 and len(self.waiting) < 4:
             self.waiting.append(self.engine.request(prompt, namespace, atomic))
             self.history.append((namespace, atomic, prompt))
 
-    @precondition(lambda self: self.history[2:])
-    @rule(data=st.data())
     def ask_again(self, data):
-        namespace, atomic, prompt = data.draw(st.sampled_from(self.history[2:]))
+        namespace, atomic, prompt = data.draw(st.sampled_from(self.history[4:]))
         if len(self.waiting) < 4 and len(prompt) < 32:
             self.waiting.append(self.engine.request(prompt, namespace, atomic))
 
-    @precondition(lambda self: self.waiting and len(self.engine.requests) < MAX_RUNNING)
-    @rule(data=st.data())
     def admit(self, data):
         """A limit below the last token is what asking for input log-probabilities does."""
         self._spy_insert()
@@ -190,9 +211,8 @@ class SpanTreeMachine(RuleBasedStateMachine):
         else:
             self.engine.dismiss(req)
 
-    @precondition(lambda self: self._running("prefill"))
-    @rule(data=st.data(), share=st.sampled_from([1.0, 1.0, 0.6, 0.3]))
-    def forward(self, data, share):
+    def forward(self, data):
+        share = data.draw(st.sampled_from([1.0, 1.0, 0.6, 0.3]), label="share of the rest")
         self._spy_insert()
         req = data.draw(st.sampled_from(self._running("prefill")))
         if req.kv != req.stashed:
@@ -203,50 +223,40 @@ class SpanTreeMachine(RuleBasedStateMachine):
             self._check_prefix(req)
             self.engine.forward(req, n)
 
-    @precondition(lambda self: self._running("computed"))
-    @rule(data=st.data())
     def process(self, data):
         self._spy_insert()
         self.engine.process_prefill(data.draw(st.sampled_from(self._running("computed"))), self._keep(data))
 
-    @precondition(lambda self: self._running("decode"))
-    @rule(data=st.data(), token=st.integers(1, 3))
-    def decode(self, data, token):
+    def decode(self, data):
+        token = data.draw(st.integers(1, 3))
         req = data.draw(st.sampled_from(self._running("decode")))
         if len(req.ids) < 40 and self._room(1):
             self.engine.decode(req, token)
 
-    @precondition(lambda self: self._running("decode", "computed"))
-    @rule(data=st.data())
     def finish(self, data):
         self._spy_insert()
         req = data.draw(st.sampled_from(self._running("decode", "computed")))
         self.engine.finish(req, self._keep(data))
         self.history.append((req.namespace, req.atomic, req.ids))
 
-    @precondition(lambda self: self.engine.requests)
-    @rule(data=st.data(), again=st.booleans())
-    def abort_or_retract(self, data, again):
+    def abort_or_retract(self, data):
+        again = data.draw(st.booleans())
         self._spy_insert()
         req = data.draw(st.sampled_from(self.engine.requests))
         self.engine.drop(req)
         if again:
             self.waiting.append(req)
 
-    @rule(n=st.integers(1, 30))
-    def evict(self, n):
-        self._evict(n)
+    def evict(self, data):
+        self._evict(data.draw(st.integers(1, 30)))
 
-    @rule()
-    def evict_all(self):
+    def evict_all(self, data):
         self._evict(self.engine.tree.evictable)
         assert self.engine.tree.evictable == 0
 
-    @rule(slots=st.integers(0, 20))
-    def trim(self, slots):
-        self._checked_trim(slots)
+    def trim(self, data):
+        self._checked_trim(data.draw(st.integers(0, 20)))
 
-    @rule(data=st.data())
     def peek(self, data):
         """Scheduling policies match without admitting."""
         namespace, atomic, prompt = data.draw(st.sampled_from(self.history))
@@ -254,15 +264,12 @@ class SpanTreeMachine(RuleBasedStateMachine):
             req = self.engine.request(prompt, namespace, atomic)
             self._checked_match(req, data.draw(st.integers(0, len(prompt))))
 
-    @precondition(lambda self: not self.engine.requests)
-    @rule(really=st.integers(0, 5))
-    def flush(self, really):
-        if not really:
-            self.engine.flush()
-            self.model.clear()
-            for req in self.waiting:
-                if req.state is not None:
-                    req.state.resume = []
+    def flush(self, data):
+        self.engine.flush()
+        self.model.clear()
+        for req in self.waiting:
+            if req.state is not None:
+                req.state.resume = []
 
     # -- checks --------------------------------------------------------------------------------------------------
 

@@ -234,6 +234,22 @@ def test_full_budget_is_kept_to():
     assert {len(node) for node in span_nodes(engine) if node.value is not None} == {len(OTHER)}
 
 
+def test_repeated_prompt_in_chunks_holds_the_view_it_replays(engine):
+    """Asking for input log-probabilities limits the match, so that even a repeated prompt may run in chunks."""
+    question = WHAT + [14, 15]
+    finished(engine, SYSTEM + IMAGE + question)
+    reclaim(engine)
+    req = engine.request(SYSTEM + IMAGE + question)
+    (view,) = engine.admit(req, limit=len(SYSTEM + IMAGE) + 1).views
+    engine.forward(req, 2)
+    engine.stash_chunk(req)
+    assert engine.tree.evict(99) == 0 and view in view.span.span_views
+    engine.forward(req, len(req.prompt) - req.kv)
+    engine.process_prefill(req, engine.first_third)
+    units, positions = req.state.decode_table.layer(1)
+    engine.pool.check_units(units, [req.pids[p] for p in positions], torch.tensor([1, 1, 1]), "replayed view")
+
+
 # -- leaving -------------------------------------------------------------------------------------------------------
 
 
