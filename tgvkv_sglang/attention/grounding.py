@@ -116,5 +116,5 @@ class Grounding:
         missing = [layer for layer, done in enumerate(self._done) if done is None]
         if missing:
             raise RuntimeError(f"layers {missing} were never scored; selection needs all of them")
-        w, scores, mass = zip(*self._done)
+        w, scores, mass = zip(*self._done, strict=True)
         return Scores(torch.stack(w), torch.stack(scores), torch.stack(mass))

@@ -71,7 +71,7 @@ class TgvTorchBackend(TorchNativeAttnBackend):
         decode = forward_batch.forward_mode.is_decode()
         prefixes = [n - 1 for n in lengths] if decode else list(forward_batch.extend_prefix_lens_cpu)
         self._rows, at = [], 0
-        for state, index, prefix, length in zip(states, indices, prefixes, lengths):
+        for state, index, prefix, length in zip(states, indices, prefixes, lengths, strict=True):
             end = at + length - prefix
             self._rows.append(self._plan(state, index, at, end, int(prefix), length, decode))
             at = end
