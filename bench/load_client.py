@@ -33,7 +33,9 @@ class LoadClient:
     ):
         self.traffic, self.progress, self.model = traffic, progress, model
         self.http = httpx.AsyncClient(
-            base_url=url, timeout=TIMEOUT_S, limits=httpx.Limits(max_connections=None), trust_env=False,
+            base_url=url, timeout=TIMEOUT_S, trust_env=False,
+            # Shorter than the server's 5 s, which may close an idle connection just as the next request goes out.
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=2),
             transport=transport,
         )  # fmt: skip
         self.turns: list[Turn] = []

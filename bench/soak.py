@@ -78,7 +78,11 @@ class Soak:
     def __init__(self, server: Server, plan: Plan):
         self.server, self.plan, self.outcome = server, plan, Outcome()
         self.http = httpx.AsyncClient(
-            base_url=server.url, timeout=REQUEST_LIMIT_S, limits=httpx.Limits(max_connections=None), trust_env=False
+            base_url=server.url,
+            timeout=REQUEST_LIMIT_S,
+            trust_env=False,
+            # No connection is used twice: the server may close an idle one just as the next request goes out.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
         )
         self.gate = asyncio.Event()
         self.gate.set()
@@ -94,7 +98,7 @@ class Soak:
         """Send one turn; returns the answer, or None when this client aborted it or hung up."""
         fate = rng.choice(FATES)
         self.rids += 1
-        rid = f"soak-{self.rids}"
+        rid = f"soak-{self.rids:06d}"  # of equal length: SGLang aborts every request whose id begins with the one given
         stop_after = rng.randrange(request.max_new_tokens)
         last, seen = None, 0
         try:
