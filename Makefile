@@ -16,7 +16,7 @@ export TORCH_COMPILE_DISABLE := 1
 help:
 	@echo "make demo       chat about a picture, 100 % of its KV beside 5 %   (ARGS='--turns 8 --with-control')"
 	@echo "make test       all tests but the long ones                       (ARGS='-x')"
-	@echo "make test-fast  unit tests, under a minute, no SGLang"
+	@echo "make test-fast  unit tests alone, no SGLang"
 	@echo "make lint       ruff"
 	@echo "make clean      remove caches and build output (never the virtual environment)"
 
