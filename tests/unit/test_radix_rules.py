@@ -49,6 +49,12 @@ def test_sibling_question_shares_the_image_while_it_is_in_full_and_selects_for_i
     assert len(found.full) == 1 and found.views == [] and found.replay == []
 
 
+def test_third_sibling_is_grounded_in_all_of_its_words_too(engine):
+    finished(engine, SYSTEM + IMAGE + WHAT)
+    finished(engine, SYSTEM + IMAGE + WHERE)  # now the shared first word is a node of its own
+    assert match(engine, SYSTEM + IMAGE + [11, 32]).length == len(SYSTEM + IMAGE)
+
+
 def test_sibling_question_never_gets_somebody_elses_view(engine):
     finished(engine, SYSTEM + IMAGE + WHAT)
     assert reclaim(engine) == 6
@@ -208,6 +214,18 @@ def test_locked_span_is_reclaimable_when_every_user_decodes_through_a_view(engin
         units, positions = req.state.decode_table.layer(2)
         assert positions.tolist() == [4, 5, 6]
         engine.pool.check_units(units, req.pids[4:7], torch.tensor([2, 2, 2]), "packed view")
+
+
+def test_span_becomes_reclaimable_when_another_branch_is_dropped(engine):
+    def everything(tokens):
+        return torch.ones(LAYERS, tokens, dtype=torch.bool)
+
+    sibling = engine.serve(SYSTEM + IMAGE + WHERE, keep=everything)
+    engine.finish(sibling, everything)
+    running = engine.serve(SYSTEM + IMAGE + WHAT)
+    # 3 slots for the running view and 9 for the other do not fit in 9; without the other question (2 slots) 6 are left
+    assert engine.tree.evictable == 2 + 6
+    assert engine.tree.evict(8) == 8 and running.row[4:13].tolist() == [0] * 9
 
 
 def test_request_without_a_view_pins_its_span(engine):
