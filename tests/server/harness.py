@@ -28,7 +28,7 @@ COMMON = (
     "--max-running-requests",
     "16",
     "--context-length",
-    "8192",
+    "4096",
     "--sleep-on-idle",
     "--watchdog-timeout",
     "600",
