@@ -173,7 +173,9 @@ def scores(runner, example, probes: list[P.Probe]) -> tuple[P.Tally, P.Tally]:
 
 def claims() -> dict[str, float]:
     """Exact match at 100 %, class by class, from the model card's table."""
-    rows = re.findall(r"^\| (\w+) \| \d+ \| ([\d.]+) \|", (EXAMPLE / "MODEL_CARD.md").read_text(), re.MULTILINE)
+    card = (EXAMPLE / "MODEL_CARD.md").read_text()
+    table = card[card.index("<!-- probes:begin -->") : card.index("<!-- probes:end -->")]
+    rows = re.findall(r"^\| (\w+) \| \d+ \| ([\d.]+) \|", table, re.MULTILINE)
     return {cls: float(share) / 100 for cls, share in rows}
 
 
