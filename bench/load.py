@@ -80,9 +80,10 @@ def missing(runs: list[Run], done: dict[str, dict]) -> list[Run]:
 
 def measure(run: Run, url: str) -> dict[str, Any]:
     """Flush the server, hold the chats, and return one row."""
-    reply = requests.post(url + "/flush_cache", timeout=60)
+    # The server flushes when it is idle, which it is a moment after its last answer.
+    reply = requests.post(url + "/flush_cache", params={"timeout": 30}, timeout=60)
     if not reply.ok:
-        raise RuntimeError(f"{url} refused to flush its cache ({reply.status_code}); is somebody else using it?")
+        raise RuntimeError(f"{url} did not flush its cache ({reply.status_code}): is somebody else using it?")
     chats = plan_chats(run.traffic)
     with tqdm(total=sum(len(chat.questions) for chat in chats), desc=f"{run.server}, {run.load}", unit="turn") as bar:
         turns, seconds, resident = run_load(url, run.traffic, chats, bar.update)
