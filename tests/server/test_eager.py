@@ -152,6 +152,25 @@ def test_finish_with_the_first_token(eager):
     assert two.cached >= one.meta["prompt_tokens"]
 
 
+def test_one_word_answers_keep_the_conversation_on_its_view(eager, oracle):
+    """A later turn that ends in its prefill leaves the KV of its one token, computed through the view."""
+    image, retention = make_image(12, 224, 192), 0.2
+    texts = [chat(about_images("What?")), chat(about_images("What?"), "A circle.", "Red?")]
+    eager.flush()
+    eager.generate(texts[0], [image], retention=retention)
+    word = eager.generate(texts[1], [image], retention=retention, max_new_tokens=1)
+    third = texts[1] + word.text + "<|im_end|>\n<|im_start|>user\nAnd what is left of it?<|im_end|>\n"
+    answer = eager.generate(third, [image], retention=retention)
+    first = oracle.prepare_ids(ids_of(oracle, texts[0]), [image])
+    turn = oracle.greedy(first, 16, retention=retention)
+    for text, tokens in ((texts[1], 1), (third, 16)):
+        prompt = oracle.prepare_ids(ids_of(oracle, text), [image])
+        turn = oracle.continue_(turn.state, prompt, tokens, view="kept", cached_len=len(first.token_ids))
+    assert word.ids == [int(t) for t in ids_of(oracle, word.text)]
+    assert answer.cached == word.meta["prompt_tokens"] + 1
+    assert assert_tokens(answer, turn) >= 8
+
+
 @pytest.mark.parametrize("value", (0, 1.5, -1, "x", True, [0.1]))
 def test_bad_retention_is_http_400(eager, value):
     body = eager.body(chat("Hello"), (), retention=0.5)

@@ -7,7 +7,7 @@ import random
 from tests.images import make_image
 from tests.server.prompts import about_images, chat, interleaved
 
-WORDS = ["red", "blue", "what", "where", "which", "picture", "corner", "left", "circle", "count", "name", "the", "of", "in"]
+WORDS = ["red", "blue", "what", "where", "which", "picture", "corner", "left", "circle", "count", "name", "the"]
 GROUPS = 10  # of five prompts each
 
 

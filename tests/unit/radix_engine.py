@@ -13,7 +13,8 @@ from typing import Callable, Sequence
 import numpy as np
 import torch
 
-from tgvkv_sglang.attention.state import PrefillPlan, RequestState
+from tgvkv_sglang.attention.plan import plan_prefill
+from tgvkv_sglang.attention.state import RequestState
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.kv.nodes import VISION_PAD_BASE, Node
 from tgvkv_sglang.kv.radix import Inserted, Match, SpanTree, whole_prefix
@@ -352,18 +353,3 @@ class Engine:
         kept = torch.zeros(self.pool.layers, tokens, dtype=torch.bool)
         kept[:, : tokens // 3] = True
         return kept
-
-
-def plan_prefill(state: RequestState, match: Match) -> PrefillPlan:
-    """The seam's ``plan_prefill`` (it cannot be imported without SGLang)."""
-    path = set(match.path)
-    resumed = match.length >= state.prompt_len and all(
-        view.node in path and view in view.span.span_views for view in state.resume
-    )
-    if resumed and state.resume:
-        views = tuple(state.resume)
-        return PrefillPlan(start=match.length, prefix_views=views, kept_views=views)
-    kept = (*match.views, *match.replay)
-    settled = {view.span.start for view in kept}
-    select = tuple(span for span in state.vision if span.start not in settled)
-    return PrefillPlan(start=match.length, prefix_views=tuple(match.views), kept_views=kept, select=select)

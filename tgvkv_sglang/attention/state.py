@@ -59,7 +59,7 @@ class RequestState:
 
     def begin(self, plan: PrefillPlan) -> None:
         """A prefill (the first one, or one after a retraction) will follow this plan."""
-        self.plan, self.grounding = plan, None
+        self.plan, self.grounding, self.decode_table = plan, None, None
         self.prefill_table = ViewTable(plan.prefix_views) if plan.prefix_views else None
 
     def begin_grounding(self, layers: int, heads: int, reduce: Reduce) -> Grounding | None:

@@ -17,12 +17,12 @@ from sglang.srt.mem_cache.base_prefix_cache import (
     MatchResult,
 )
 
-from ..attention.state import PrefillPlan, RequestState
+from ..attention.plan import plan_prefill
 from ..config import TgvConfig, namespace_retention
 from ..errors import UnsupportedServerError
 from ..kv.integrity import check
 from ..kv.nodes import Node
-from ..kv.radix import Inserted, Match, SpanTree, whole_prefix
+from ..kv.radix import Inserted, SpanTree, whole_prefix
 from . import active
 from .pool import TgvKVPool
 from .requests import ensure_state, state_of, token_ids
@@ -155,6 +155,9 @@ class TgvRadixCache(BasePrefixCache):
         return inserted
 
     def _relock(self, req: Any, node: Node) -> None:
+        """Hold ``node`` instead of what the request held, unless that is deeper: the views it replays hang there."""
+        if req.last_node.is_below(node):
+            return
         self.tree.lock(node)
         self.tree.unlock(req.last_node)
         req.last_node = node
@@ -206,10 +209,10 @@ class TgvRadixCache(BasePrefixCache):
         state = state_of(req)
         if is_insert and not self.disable_finished_insert:
             ids = token_ids((req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
-            if state is not None and state.grounding is not None:  # finished with its first token
+            if state is not None and state.decode_table is None:  # finished with its first token, or without views
                 _, views = self._insert_prompt(req, ids, len(ids))
                 state.decode_through(views)
-                state.views = []  # one decode step may still run, but nothing holds the views in use
+                state.views = []  # a decode step may be under way and needs its table, but holds nothing in use
             else:
                 self._insert(req, ids, len(ids))
         else:
@@ -232,25 +235,3 @@ def check_when_idle(result: Any, checker: Any) -> None:
     """Runs where SGLang checks its pools on an idle server."""
     if isinstance(checker.tree_cache, TgvRadixCache):
         checker.tree_cache.check_ownership()
-
-
-def plan_prefill(state: RequestState, match: Match) -> PrefillPlan:
-    """How a prefill after ``match`` attends and what it selects (rules 1, 3 and 5)."""
-    resumed = _resumable(state, match)
-    if resumed:
-        views = tuple(resumed)
-        return PrefillPlan(start=match.length, prefix_views=views, kept_views=views)
-    viewed = tuple(match.views)
-    kept = viewed + tuple(match.replay)
-    settled = {view.span.start for view in kept}
-    select = tuple(span for span in state.vision if span.start not in settled)
-    return PrefillPlan(start=match.length, prefix_views=viewed, kept_views=kept, select=select)
-
-
-def _resumable(state: RequestState, match: Match) -> list:
-    """A retracted request's own views, if the tree still holds them all: it goes on as if nothing had happened."""
-    if match.length < state.prompt_len:
-        return []
-    path = set(match.path)
-    whole = all(view.node in path and view in view.span.span_views for view in state.resume)
-    return state.resume if whole else []

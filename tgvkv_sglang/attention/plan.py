@@ -1,0 +1,29 @@
+"""How a prefill attends and what it selects, decided when its prefix is matched (rules 1, 3 and 5)."""
+
+from __future__ import annotations
+
+from ..kv.radix import Match
+from ..kv.views import View
+from .state import PrefillPlan, RequestState
+
+
+def plan_prefill(state: RequestState, match: Match) -> PrefillPlan:
+    """How a prefill after ``match`` attends and what it selects (rules 1, 3 and 5)."""
+    resumed = _resumable(state, match)
+    if resumed:
+        views = tuple(resumed)
+        return PrefillPlan(start=match.length, prefix_views=views, kept_views=views)
+    viewed = tuple(match.views)
+    kept = viewed + tuple(match.replay)
+    settled = {view.span.start for view in kept}
+    select = tuple(span for span in state.vision if span.start not in settled)
+    return PrefillPlan(start=match.length, prefix_views=viewed, kept_views=kept, select=select)
+
+
+def _resumable(state: RequestState, match: Match) -> list[View]:
+    """A retracted request's own views, if the tree still holds them all: it goes on as if nothing had happened."""
+    if match.length < state.prompt_len:
+        return []
+    path = set(match.path)
+    whole = all(view.node in path and view in view.span.span_views for view in state.resume)
+    return state.resume if whole else []
