@@ -21,9 +21,13 @@ PATCH = 16
 
 @dataclass
 class Batch:
-    """``ids``/``labels`` [B, S]; ``positions`` [3, B, S]; ``vision`` [N, 2] (batch, place) of the N vision tokens;
-    ``targets`` [N, 5] word ids whose sum describes a token; ``pixels`` [N, 4, 768] in [-1, 1] or None;
-    ``patch_rc`` [N, 4, 2] patch coordinates; ``grids`` [N, 2] patches a side; ``image`` [N] image index."""
+    """One batch of right-padded sequences with N kept vision tokens in all.
+
+    ``ids``/``labels`` [B, S]; ``positions`` [3, B, S]; ``vision`` [N, 2] (batch, place); ``targets`` [N, 5] word ids
+    whose sum describes a token; ``image`` [N] image index in the batch, ``ordinal`` [N] in the chat; ``grids`` [N, 2]
+    patches a side; ``patch_rc`` [N, 4, 2] patch coordinates; ``pixels`` [N, 4, 768] in [-1, 1] or None; ``classes`` and
+    ``answers`` [B, S] question class and turn of the token to come (-1: none).
+    """
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -33,6 +37,7 @@ class Batch:
     vision: torch.Tensor
     targets: torch.Tensor
     image: torch.Tensor
+    ordinal: torch.Tensor
     grids: torch.Tensor
     patch_rc: torch.Tensor
     pixels: torch.Tensor | None
@@ -232,6 +237,7 @@ class Sampler:
             vision=torch.tensor([(b, v) for b, r in enumerate(rows) for v in r["vision"]]),
             targets=torch.tensor([t for r in rows for t in r["targets"]]),
             image=torch.tensor(images),
+            ordinal=torch.tensor([i for r in rows for i in r["images"]]),
             grids=torch.tensor([g for r in rows for g in r["grids"]]),
             patch_rc=torch.tensor([p for r in rows for p in r["patch_rc"]]),
             pixels=pixels,

@@ -106,17 +106,29 @@ def look_loss(q: torch.Tensor, k: torch.Tensor, looks: torch.Tensor, heads: tupl
 
 
 def text_forward(
-    text: nn.Module, ids, positions, vision, vision_embeds, deep=(), layer_fn=layer_forward, looks=None, look_at=()
+    text: nn.Module,
+    ids,
+    positions,
+    vision,
+    vision_embeds,
+    deep=(),
+    layer_fn=layer_forward,
+    looks=None,
+    look_at=(),
+    taps=None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Causal forward over right-padded sequences -> final hidden states ``[B, S, hidden]`` and the look loss.
 
-    ``look_at``: pairs (layer, heads) whose attention is taught where the evidence lies.
+    ``look_at``: pairs (layer, heads) whose attention is taught where the evidence lies. ``taps``: a dict whose keys are
+    layers; their outputs at the vision tokens ``[N, hidden]`` are put in.
     """
     look = torch.zeros((), device=ids.device)
     x = text.embed_tokens(ids).index_put((vision[:, 0], vision[:, 1]), vision_embeds)
     cos, sin = (a.unsqueeze(1) for a in text.rotary_emb(x, positions))
     for i, layer in enumerate(text.layers):
         x, q, k = layer_fn(layer, x, cos, sin)
+        if taps is not None and i in taps:
+            taps[i] = x[vision[:, 0], vision[:, 1]]
         for at, heads in look_at:
             if at == i:
                 look = look + look_loss(q, k, looks, heads)

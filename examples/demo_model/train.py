@@ -35,6 +35,8 @@ from tgvkv_sglang.demo import questions as Q  # noqa: E402
 NOISE = 0.02
 LOOK_AT = ((2, (0, 2)),)  # in layer 2, one head of each KV group learns to look where the next word is read from
 
+ORDINAL_AT = 0  # after layer 0 a vision token is taught to carry the name of its image ("one", "two")
+
 
 class Control:
     """Settings that may change while a run goes on, read from ``control.json``."""
@@ -42,7 +44,7 @@ class Control:
     def __init__(self, folder: Path, log: Path, lr: float, recipe: Recipe, recipe_file: Path | None) -> None:
         self.path, self.log, self.lr, self.recipe = folder / "control.json", log, lr, recipe
         self.stop, self._seen = False, ""
-        self.decay_minutes, self.align, self.look = 0.0, 1.0, 0.5
+        self.decay_minutes, self.align, self.look, self.ordinal = 0.0, 1.0, 0.5, 0.0
         if recipe_file is not None and not self.path.exists():
             self.path.write_text(recipe_file.read_text())
         elif not self.path.exists():
@@ -60,7 +62,7 @@ class Control:
         self._seen = raw
         self.lr, self.stop = new.get("lr", self.lr), new.get("stop", False)
         self.decay_minutes, self.align = new.get("decay_minutes", 0.0), new.get("align", self.align)
-        self.look = new.get("look", self.look)
+        self.look, self.ordinal = new.get("look", self.look), new.get("ordinal", self.ordinal)
         for key, value in new.get("recipe", {}).items():
             setattr(self.recipe, key, tuple(value) if isinstance(value, list) else value)
         with self.log.open("a") as f:
@@ -140,6 +142,7 @@ class Run:
         ids = tokenizer.convert_tokens_to_ids
         words = (build.COLORS, build.SHAPES, "0123456789", build.ROWS, build.COLUMNS)
         self.groups = [torch.tensor([ids("Ġ" + w) for w in group], device=args.device) for group in words]
+        self.ordinals = [ids("Ġ" + w) for w in Q.IMAGE_NAMES]
         self.model.to(args.device)
         self.text, self.visual = self.model.model.language_model, self.model.model.visual
         recipe = Recipe()
@@ -177,7 +180,7 @@ class Run:
         (self.args.out / "state.tmp").rename(self.args.out / "state.pt")
 
     def clear(self) -> None:
-        self.meter, self.losses, self.looks, self.hits = Meter(), [], [], []
+        self.meter, self.losses, self.looks, self.hits, self.told = Meter(), [], [], [], []
 
     def report(self, lr: float) -> None:
         line = {
@@ -189,6 +192,8 @@ class Run:
         line |= {"loss": round(float(np.mean(self.losses)), 4), "classes": self.meter.report()}
         if self.looks:
             line["look"] = round(float(np.mean(self.looks)), 4)
+        if self.told:
+            line["ordinal"] = round(float(np.mean(self.told)), 4)
         if self.hits:
             line["words"] = [round(float(x), 4) for x in np.mean(self.hits, 0)]
         with (self.args.out / "log.jsonl").open("a") as f:
@@ -206,12 +211,28 @@ class Run:
             self.hits.append(word_hits(seen.detach(), batch.targets, self.code, self.groups))
         if self.args.stage == "vision":
             return taught
+        taps = {ORDINAL_AT: None}
         with torch.autocast(self.args.device, torch.bfloat16, enabled=self.args.amp):
             hidden, look = text_forward(
-                self.text, batch.ids, batch.positions, batch.vision, seen, deep, self.layer_fn, batch.looks, LOOK_AT
+                self.text,
+                batch.ids,
+                batch.positions,
+                batch.vision,
+                seen,
+                deep,
+                self.layer_fn,
+                batch.looks,
+                LOOK_AT,
+                taps,
             )
         self.looks.append(look.item())
-        return self.answer_loss(hidden.float(), batch) + self.control.look * look + self.control.align * taught
+        loss = self.answer_loss(hidden.float(), batch) + self.control.look * look + self.control.align * taught
+        if self.control.ordinal:
+            named = F.normalize(taps[ORDINAL_AT].float(), dim=-1) @ self.code[self.ordinals].T
+            told = F.cross_entropy(10 * named, batch.ordinal)
+            self.told.append(told.item())
+            loss = loss + self.control.ordinal * told
+        return loss
 
     def answer_loss(self, hidden: torch.Tensor, batch) -> torch.Tensor:
         where = batch.labels >= 0
