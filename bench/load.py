@@ -29,11 +29,12 @@ from bench.load_client import run_load
 from bench.load_traffic import Traffic, plan_chats
 from bench.stats import summarise
 
-COLUMNS = (
-    ("server", "server"), ("load", "load"), ("requests", "requests"), ("errors", "errors"),
-    ("ttft_p50_ms", "TTFT p50"), ("ttft_p99_ms", "p99 ms"), ("itl_p50_ms", "ITL p50"), ("itl_p99_ms", "p99 ms"),
-    ("answer_tokens_per_s", "tokens/s"), ("goodput_per_s", "goodput/s"), ("cached_share", "cached"),
-    ("resident", "resident chats"),
+FIGURES = (
+    ("requests", "requests"), ("errors", "errors"), ("ttft_p50_ms", "time to first token p50 (ms)"),
+    ("ttft_p90_ms", "p90"), ("ttft_p99_ms", "p99"), ("itl_p50_ms", "inter-token latency p50 (ms)"),
+    ("itl_p90_ms", "p90"), ("itl_p99_ms", "p99"), ("answer_tokens_per_s", "answer tokens/s"),
+    ("goodput_per_s", "goodput under the SLO (requests/s)"), ("cached_share", "cached share of prompts"),
+    ("follow_ups_resident_share", "follow-ups found resident"), ("resident", "chats resident at the end"),
 )  # fmt: skip
 
 
@@ -132,11 +133,11 @@ def save(path: Path, runs: dict[str, dict]) -> None:
 
 
 def show(rows: list[dict], console: Console) -> None:
-    table = Table()
-    for _, title in COLUMNS:
-        table.add_column(title, justify="right")
+    table = Table("")
     for row in rows:
-        table.add_row(*["-" if row[name] is None else str(row[name]) for name, _ in COLUMNS])
+        table.add_column(f"{row['server']}\n{row['load']}", justify="right")
+    for name, title in FIGURES:
+        table.add_row(title, *["-" if row[name] is None else str(row[name]) for row in rows])
     console.print(table)
 
 
@@ -156,7 +157,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--slo-itl-ms", type=float, default=100.0)
     parser.add_argument("--arms", nargs="+", choices=("stock", "tgvkv"), default=["stock", "tgvkv"])
     parser.add_argument("--retention", type=float, default=0.1)
-    parser.add_argument("--pool", type=int, default=2000, help="slots of each server's pool")
+    parser.add_argument("--pool", type=int, default=1000, help="slots of each server's pool")
     parser.add_argument("--model", type=Path, help="checkpoint directory (default: a tiny random model)")
     parser.add_argument("--url", help="measure this running server instead of starting any")
     parser.add_argument("--out", type=Path, default=RESULTS / "load-cpu.json")
