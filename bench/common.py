@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
+import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,17 +64,22 @@ def serve(
         checked: check the memory after every batch (slower; a lost slot kills the server).
 
     Raises:
-        RuntimeError: the server did not come up, or died while it was used; with the end of its log.
+        RuntimeError: the server did not come up, or died while it was used; with the end of its log. The log is kept
+            whenever an exception leaves the block.
     """
     extra = {**({} if checked else UNCHECKED), **(env or {})}
-    with tempfile.TemporaryDirectory(prefix="tgvkv-bench-") as directory:
-        server, _ = launch(model, Path(directory), *arm.flags, tokens=tokens, env=extra)
-        try:
-            yield wait_ready(server)
-            if not server.alive():
-                raise RuntimeError(f"{arm.name}: the server died:\n{log_tail(server)}")
-        finally:
-            server.stop()
+    directory = Path(tempfile.mkdtemp(prefix="tgvkv-bench-"))
+    server, _ = launch(model, directory, *arm.flags, tokens=tokens, env=extra)
+    try:
+        yield wait_ready(server)
+        if not server.alive():
+            raise RuntimeError(f"{arm.name}: the server died:\n{log_tail(server)}")
+    except BaseException:
+        print(f"{arm.name}: the server's log is {server.log}", file=sys.stderr)
+        raise
+    finally:
+        server.stop()
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def log_tail(server: Server, characters: int = 4000) -> str:

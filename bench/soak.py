@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
+import shutil
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -244,21 +247,27 @@ class Soak:
                 self.fail(f"another answer than a fresh server's: {done} fresh {fresh['output_ids']} gaps {gaps}")
         self.outcome.counts["different answers among those compared"] = len(fresh_answers)
 
+    async def _soak(self, start: float, deadline: float) -> None:
+        await self.count_slots()
+        with tqdm(total=round(self.plan.seconds), desc="soaking", unit="s") as bar:
+            async with asyncio.TaskGroup() as tasks:  # one that fails ends them all
+                ticker = tasks.create_task(_tick(bar, start))
+                clients = [tasks.create_task(self.client(n, deadline)) for n in range(self.plan.clients)]
+                await self.director(deadline)
+                await asyncio.wait(clients)
+                ticker.cancel()
+
     async def run(self) -> Outcome:
         start = time.monotonic()
         deadline = start + self.plan.seconds
         async with self.http:
-            await self.count_slots()
-            clients = [self.client(number, deadline) for number in range(self.plan.clients)]
-            with tqdm(total=round(self.plan.seconds), desc="soaking", unit="s") as bar:
-                ticker = asyncio.create_task(_tick(bar, start))
-                try:
-                    await asyncio.gather(self.director(deadline), *clients)
-                finally:
-                    ticker.cancel()
-            if self.server.alive():
+            try:
+                await self._soak(start, deadline)
                 await self.count_slots()
                 await self.replay()
+            except* httpx.HTTPError as group:
+                first = group.exceptions[0]
+                self.fail(f"the server does not answer: {type(first).__name__} {first}")
         self.outcome.seconds = time.monotonic() - start
         if not self.server.alive():
             self.fail("the server died:\n" + log_tail(self.server))
@@ -349,6 +358,9 @@ def main() -> int:
             chosen = Plan(args.seconds, args.clients, args.images, args.seed, plan.flush_every, args.replays)
             with serve(ours(args.retention, *FLAGS), model, args.pool, checked=True, env=env) as server:
                 outcome = soak(server, chosen)
+                if outcome.failures:
+                    kept = shutil.copy(server.log, Path(tempfile.gettempdir()) / f"tgvkv-soak-{os.getpid()}.log")
+                    print(f"the server's log is {kept}", file=sys.stderr)
             show(outcome, Console())
             settings = {name: value for name, value in vars(args).items() if name not in ("model", "out")}
             write_json(args.out, {**header(), "settings": settings, **outcome.as_dict()})
