@@ -80,8 +80,9 @@ class TgvTorchBackend(TorchNativeAttnBackend):
         if state is None:
             return Row(None, start, end, prefix, length, None, False, False)
         table = state.decode_table if decode else state.prefill_table
-        scores = not decode and self._begin(state) is not None
-        last = scores and length >= state.grounding.new_text[1]
+        # After a retraction a prefill runs on past the prompt, and a chunk may hold generated tokens alone.
+        scores = not decode and prefix < state.prompt_len and self._begin(state) is not None
+        last = scores and length >= state.prompt_len
         keys = None
         if table is not None or scores:
             keys = KeyRows(self.req_to_token_pool.req_to_token[index, :length], table, self._units)
