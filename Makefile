@@ -33,7 +33,7 @@ test: $(STAMP)
 	@"$(VENV)/bin/python" -m pytest -m "not long" $(ARGS)
 
 test-fast: $(STAMP)
-	@"$(VENV)/bin/python" -m pytest tests/unit -m "not long" $(ARGS)
+	@"$(VENV)/bin/python" -m pytest tests/unit -m "not long and not model" $(ARGS)
 
 lint: $(STAMP)
 	@"$(VENV)/bin/ruff" check .

@@ -183,6 +183,7 @@ def test_the_card_has_a_figure_for_every_class():
     assert set(claims()) == set(P.CLASSES)
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("cls", P.CLASSES)
 def test_accuracy_is_what_the_card_says(runner, example, cls):
     """The first 12 of the card's 200 probes: three standard errors of so small a sample are allowed below the claim.
@@ -194,12 +195,14 @@ def test_accuracy_is_what_the_card_says(runner, example, cls):
     assert full.exact_share >= claim - 3 * (claim * (1 - claim) / full.n) ** 0.5
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("cls", ["row", "numbers"])
 def test_lists_need_the_picture_during_decode(runner, example, cls):
     probes = list(P.probes(12, classes=(cls,)))
     assert P.fit_to_measure(*scores(runner, example, probes))
 
 
+@pytest.mark.model
 def test_blind_decode_only_loses_what_decode_reads(runner, example):
     """The first token comes from prefill, so it is the same with and without vision in decode; the rest need not be."""
     probes = list(P.probes(6, classes=("describe",)))
