@@ -143,8 +143,14 @@ class TgvRadixCache(BasePrefixCache):
     # -- insert --------------------------------------------------------------------------------------------------
 
     def _insert(self, req: Any, ids: Any, length: int) -> Inserted:
-        """Give the request's slots of ``ids[:length]`` to the tree and point its row at the tree's slots."""
+        """Give the request's slots of ``ids[:length]`` to the tree and point its row at the tree's slots.
+
+        The prompt goes first where generated tokens of a retracted request follow it: its text is marked as grounding,
+        and its end is a node's end, where views hang.
+        """
         state = state_of(req)
+        if state is not None and req.cache_protected_len < state.prompt_len < length:
+            self._insert(req, ids, state.prompt_len)
         row = self.req_to_token_pool.req_to_token[req.req_pool_idx, :length].to(torch.int64)
         grounding_start = state.plan.start if state is not None and length <= state.prompt_len else None
         atomic = self._atomic(req.extra_key)
