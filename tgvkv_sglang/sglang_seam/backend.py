@@ -43,6 +43,7 @@ class Row:
     prefix: int
     length: int
     keys: KeyRows | None
+    viewed: bool
     scores: bool
     last_chunk: bool
 
@@ -78,7 +79,7 @@ class TgvTorchBackend(TorchNativeAttnBackend):
 
     def _plan(self, state, index: int, start: int, end: int, prefix: int, length: int, decode: bool) -> Row:
         if state is None:
-            return Row(None, start, end, prefix, length, None, False, False)
+            return Row(None, start, end, prefix, length, None, False, False, False)
         table = state.decode_table if decode else state.prefill_table
         # After a retraction a prefill runs on past the prompt, and a chunk may hold generated tokens alone.
         scores = not decode and prefix < state.prompt_len and self._begin(state) is not None
@@ -86,7 +87,7 @@ class TgvTorchBackend(TorchNativeAttnBackend):
         keys = None
         if table is not None or scores:
             keys = KeyRows(self.req_to_token_pool.req_to_token[index, :length], table, self._units)
-        return Row(state if scores or table is not None else None, start, end, prefix, length, keys, scores, last)
+        return Row(state, start, end, prefix, length, keys, table is not None, scores, last)
 
     def _begin(self, state: RequestState) -> Grounding | None:
         """The prefill's grounding, started with its first chunk."""
@@ -114,7 +115,7 @@ class TgvTorchBackend(TorchNativeAttnBackend):
         for i, row in enumerate(self._rows):
             part = slice(row.start, row.end)
             keys = row.keys.layer(layer.layer_id - self._first_layer) if row.keys is not None else None
-            if keys is None or not self._viewed(row, forward_batch):
+            if not row.viewed:
                 stock(queries[part], outputs[part], layer, forward_batch, i)
             else:
                 positions = torch.arange(row.prefix, row.length)
@@ -123,11 +124,6 @@ class TgvTorchBackend(TorchNativeAttnBackend):
             if row.scores:
                 self._score(queries[part], row, keys, layer)
         return out
-
-    @staticmethod
-    def _viewed(row: Row, forward_batch) -> bool:
-        table = row.state.decode_table if forward_batch.forward_mode.is_decode() else row.state.prefill_table
-        return table is not None
 
     def _score(self, q: torch.Tensor, row: Row, keys: Keys, layer: Any) -> None:
         """Stash this chunk's grounding rows; with the last chunk score the layer."""
@@ -141,24 +137,15 @@ class TgvTorchBackend(TorchNativeAttnBackend):
 
     def _stock_extend(self, q, out, layer, forward_batch, i: int) -> None:
         one = slice(i, i + 1)
-        self._run_sdpa_forward_extend(
-            q,
-            out,
-            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
-            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
-            self.req_to_token_pool.req_to_token,
-            forward_batch.req_pool_indices[one],
-            forward_batch.seq_lens[one],
-            forward_batch.extend_prefix_lens[one],
-            forward_batch.extend_seq_lens[one],
-            scaling=layer.scaling,
-            enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
-            causal=True,
-        )
+        lengths = forward_batch.extend_prefix_lens[one], forward_batch.extend_seq_lens[one]
+        self._stock(self._run_sdpa_forward_extend, q, out, layer, forward_batch, one, *lengths, causal=True)
 
     def _stock_decode(self, q, out, layer, forward_batch, i: int) -> None:
-        one = slice(i, i + 1)
-        self._run_sdpa_forward_decode(
+        self._stock(self._run_sdpa_forward_decode, q, out, layer, forward_batch, slice(i, i + 1))
+
+    def _stock(self, sdpa, q, out, layer, forward_batch, one: slice, *lengths: torch.Tensor, **options) -> None:
+        """SGLang's own attention for one request of the batch."""
+        sdpa(
             q,
             out,
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),
@@ -166,6 +153,8 @@ class TgvTorchBackend(TorchNativeAttnBackend):
             self.req_to_token_pool.req_to_token,
             forward_batch.req_pool_indices[one],
             forward_batch.seq_lens[one],
+            *lengths,
             scaling=layer.scaling,
             enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
+            **options,
         )
