@@ -36,22 +36,29 @@ def follow_up(number: int) -> dict:
     return {"text": text, "images": first["images"]}
 
 
-def answers(server) -> list[tuple[list[int], int, int]]:
+def answers(server, together: bool) -> list[tuple[list[int], int, int]]:
+    """(token ids, cached tokens, prompt tokens) of all prompts, from an empty cache."""
     server.flush()
-    server.generate(chat("Hello"))  # the shared header is cached from now on, whoever of a group comes first
     out = []
     for number in range(GROUPS):
         jobs = [{**job, "max_new_tokens": 32} for job in group(number)]
-        out += server.together(jobs)
+        out += server.together(jobs) if together else [server.generate(**job) for job in jobs]
         out.append(server.generate(**follow_up(number), max_new_tokens=32))
     return [(answer.ids, answer.cached, answer.meta["prompt_tokens"]) for answer in out]
 
 
 def test_fifty_mixed_prompts_equal_stock(stock, eager):
-    ours, theirs = answers(eager), answers(stock)
+    """One after the other, so that what is in the cache at each prompt is the same on both servers."""
+    ours, theirs = answers(eager, together=False), answers(stock, together=False)
     assert len(ours) == 6 * GROUPS
     assert ours == theirs
     assert sum(cached for _, cached, _ in ours) > 0
+
+
+def test_batches_equal_stock(stock, eager):
+    """Five prompts at once. Which of them finds a prefix that another has just computed is a matter of milliseconds."""
+    ours, theirs = answers(eager, together=True), answers(stock, together=True)
+    assert [ids for ids, _, _ in ours] == [ids for ids, _, _ in theirs]
 
 
 def test_memory_equals_stock(stock, eager):
