@@ -42,6 +42,7 @@ class TgvConfig:
         full_budget: largest share of the pool that may be held as reclaimable full spans, 0..1.
         grounding_cap: at most this many of the last new text tokens ground a selection (bounds stashed queries).
         trace_dir: directory for selection traces, or None.
+        zero_bubble: select on the device inside the forward, so that decode need not wait for the scheduler.
     """
 
     retention: float = 0.1
@@ -51,6 +52,7 @@ class TgvConfig:
     full_budget: float = 1.0
     grounding_cap: int = 4096
     trace_dir: str | None = None
+    zero_bubble: bool = False
 
     def __post_init__(self) -> None:
         parse_retention(self.retention, "--tgvkv-retention")
@@ -63,6 +65,14 @@ class TgvConfig:
             raise ConfigError(f"--tgvkv-full-budget must be in [0, 1], got {self.full_budget!r}")
         if isinstance(self.grounding_cap, bool) or not isinstance(self.grounding_cap, int) or self.grounding_cap < 1:
             raise ConfigError(f"--tgvkv-grounding-cap must be an integer >= 1, got {self.grounding_cap!r}")
+
+        if not isinstance(self.zero_bubble, bool):
+            raise ConfigError(f"--tgvkv-zero-bubble must be true or false, got {self.zero_bubble!r}")
+        if self.zero_bubble and self.scope != "vision":
+            raise ConfigError(
+                f"--tgvkv-zero-bubble needs --tgvkv-scope vision, got {self.scope!r}: how much other scopes keep is "
+                "not known before the scores are; leave one of the two flags out"
+            )
 
     @property
     def evicts(self) -> bool:

@@ -39,6 +39,7 @@ FLAGS = (
     Flag("full_budget", float, "Largest share of the pool held as reclaimable full vision spans, 0..1."),
     Flag("grounding_cap", int, "At most this many of a prompt's last new text tokens score the image."),
     Flag("trace_dir", str, "Directory for selection traces of requests that ask for one (tgvkv_trace)."),
+    Flag("zero_bubble", bool, "Select on the device inside the forward (not yet stress-tested on a GPU)."),
 )
 
 
@@ -48,9 +49,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tgvkv (with --attention-backend tgvkv)")
     for flag in FLAGS:
         default = getattr(defaults, flag.field)
-        group.add_argument(
-            flag.option, type=flag.read, default=None, choices=flag.choices, help=f"{flag.help} Default: {default}."
-        )
+        how = {"action": "store_true"} if flag.read is bool else {"type": flag.read, "choices": flag.choices}
+        group.add_argument(flag.option, default=None, help=f"{flag.help} Default: {default}.", **how)
 
 
 def config_from(values: Mapping[str, Any]) -> TgvConfig:

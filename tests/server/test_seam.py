@@ -139,7 +139,7 @@ def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):
     for name in ("attend", "row_lse_e", "KeyRows"):
         monkeypatch.setattr(seam, name, lambda *args: pytest.fail("code for views ran on a batch without vision"))
     ours = object.__new__(seam.TgvTorchBackend)
-    monkeypatch.setattr(seam, "current_states", lambda: None)
+    monkeypatch.setattr(seam, "states_of", lambda batch: None)
     ours.use_sliding_window_kv_pool = False
     ours.init_forward_metadata(types.SimpleNamespace())
     assert ours.forward_extend(1, 2, 3, 4, 5) == ours.forward_decode(1, 2, 3, 4, 5) == "stock"

@@ -375,7 +375,8 @@ def test_the_readme_has_every_flag_with_its_default_and_every_request_option():
     readme = (ROOT / "README.md").read_text()
     for flag in FLAGS:
         default = getattr(TgvConfig(), flag.field)
-        assert f"| `{flag.option}` | {'none' if default is None else default} |" in readme
+        shown = {type(None): "none", bool: "off"}.get(type(default), default)
+        assert f"| `{flag.option}` | {shown} |" in readme
     for option in REQUEST_OPTIONS:
         assert f"| `{option}` |" in readme
 

@@ -51,13 +51,15 @@ class Prompt:
         for end in [*cuts, N]:
             keys = KeyRows(self.row[:end], None, self.store)
             rows = grounding.rows(begin, end)
+            if end == N:
+                grounding.locate(self.row)
             for layer in range(LAYERS):
                 q = self.q[layer, begin:end][rows]
                 if len(rows):
                     mask = visible(rows + begin, keys.layer(layer))
                     grounding.add(layer, q, row_lse_e(q, keys.layer(layer), self.store, mask, SCALE))
                 if end == N:
-                    grounding.finish_layer(layer, self.store.k_flat, keys.by_position(layer), SCALE)
+                    grounding.finish_layer(layer, self.store, SCALE)
             begin = end
         return grounding
 

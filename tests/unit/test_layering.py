@@ -14,8 +14,8 @@ LEAVES = {"types", "errors", "config", "flags", "spans", "metrics", "trace", "__
 # What each part may import, itself aside. Parts not listed (the demo's data) are free-standing.
 MAY_IMPORT = {
     "leaves": {"leaves"},
-    "kv": {"leaves"},
-    "scoring": {"leaves"},
+    "kv": {"leaves", "tgvkv_kernels"},
+    "scoring": {"leaves", "tgvkv_kernels"},
     "attention": {"leaves", "kv", "scoring", "tgvkv_kernels"},
     "sglang_seam": {"leaves", "kv", "scoring", "attention", "tgvkv_kernels"},
     "cli": {"leaves", "kv", "scoring", "attention", "sglang_seam", "demo", "tgvkv_kernels"},

@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from typing import Callable, Sequence
 
 import torch
+from tgvkv_kernels.select.api import view_units
 from tgvkv_kernels.text_weights.api import text_weights
 from tgvkv_kernels.vision_scores.api import vision_scores
 
+from ..kv.store import UnitStore
+from ..kv.views import KeptUnits
+from ..scoring.select import Kept
 from ..types import Span
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
@@ -78,34 +82,44 @@ class Grounding:
         self._done: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None] = [None] * layers
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Which rows of a chunk ``[start, end)`` are grounding text (offsets from ``start``), int64."""
+        """Which rows of a chunk ``[start, end)`` are grounding text (offsets from ``start``), int64 on the host."""
         inside = (self.text_positions >= start) & (self.text_positions < end)
         return self.text_positions[inside] - start
+
+    def locate(self, row: torch.Tensor) -> None:
+        """Say where the prompt's tokens lie, once for all layers, with the last chunk.
+
+        Args:
+            row: ``[n]`` the request's page-table row (slot of each logical position); only the text and vision
+                positions of this grounding are read.
+        """
+        self._text, self._vision = (at.to(row.device) for at in (self.text_positions, self.vision_positions))
+        self._text_slots, self.vision_slots = row[self._text].long(), row[self._vision].long()
 
     def add(self, layer: int, q: torch.Tensor, lse_e: torch.Tensor) -> None:
         """Stash a chunk's text rows: ``q [t, Hq, D]`` after rotary embedding, ``lse_e [t, Hq]`` natural log."""
         if q.shape[0]:
             self._stash[layer].append((q, lse_e))
 
-    def finish_layer(self, layer: int, k_flat: torch.Tensor, units: torch.Tensor, scale: float) -> None:
-        """Score one layer once all its text rows are stashed.
-
-        Args:
-            k_flat: flat K storage. units: ``[n]`` flat unit id of every logical position of the prompt in this layer
-            (only text and vision positions of this grounding are read). scale: softmax scale.
-        """
+    def finish_layer(self, layer: int, store: UnitStore, scale: float) -> None:
+        """Score one layer once all its text rows are stashed and :meth:`locate` was called. scale: softmax scale."""
         q = torch.cat([rows for rows, _ in self._stash[layer]])
         lse_e = torch.cat([lse for _, lse in self._stash[layer]])
         self._stash[layer] = []
-        device = k_flat.device
-        text, vision = self.text_positions.to(device), self.vision_positions.to(device)
-        keys = k_flat[units[text]]
+        keys = store.k_flat[store.units_of(self._text_slots, layer)]
         w = self._reduce(text_weights(q, keys, lse_e, scale, total_q_heads=self._heads))
+        units = store.units_of(self.vision_slots, layer)
         scores, mass = vision_scores(
-            q, lse_e, w, k_flat, units[vision], text, vision, scale, total_q_heads=self._heads
+            q, lse_e, w, store.k_flat, units, self._text, self._vision, scale, total_q_heads=self._heads
         )
         packed = self._reduce(torch.cat([scores, mass[None]]))
         self._done[layer] = (w, packed[:-1], packed[-1])
+
+    def kept_units(self, kept: Kept, store: UnitStore) -> KeptUnits:
+        """The units of a choice over all of this grounding's spans, in the slots that :meth:`locate` was told."""
+        units = view_units(kept.columns, kept.layer_ptr, self.vision_slots, store.slots)
+        positions = self._vision[kept.columns.long()].to(torch.int32)
+        return KeptUnits([(span.start, span.end) for span in self.spans], positions, units, kept.layer_ptr)
 
     @property
     def complete(self) -> bool:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Callable
 
 from ..config import TgvConfig
-from ..kv.views import View, ViewTable
+from ..kv.store import UnitStore
+from ..kv.views import KeptUnits, View, ViewTable
+from ..scoring.select import Kept, keep_top_on_device
 from ..types import Span
 from .grounding import Grounding, Reduce, grounding_positions
 
@@ -43,6 +45,7 @@ class RequestState:
         views: views that decode attends through; empty until the prefill ends.
         resume: views to go on with after a retraction.
         selections: number of selections made, for trace names.
+        early: the choice made on the device before the scheduler saw the prefill's result, or None.
     """
 
     def __init__(self, rid: str, config: TgvConfig, trace: bool, vision: list[Span], prompt_len: int):
@@ -56,10 +59,16 @@ class RequestState:
         self.selections = 0
         self.prefill_table: ViewTable | None = None
         self.decode_table: ViewTable | None = None
+        self.early: Kept | None = None
+        self._early_units: KeptUnits | None = None
+        self._early_table: ViewTable | None = None
+        self._settled = False
 
     def begin(self, plan: PrefillPlan) -> None:
         """A prefill (the first one, or one after a retraction) will follow this plan."""
         self.plan, self.grounding, self.decode_table = plan, None, None
+        self.early = self._early_units = self._early_table = None
+        self._settled = False
         self.prefill_table = ViewTable(plan.prefix_views) if plan.prefix_views else None
 
     def begin_grounding(self, layers: int, heads: int, reduce: Reduce) -> Grounding | None:
@@ -71,11 +80,33 @@ class RequestState:
                 self.grounding = Grounding(self.plan.select, text, new_text, layers, heads, reduce)
         return self.grounding
 
+    def select_early(self, store: UnitStore) -> None:
+        """Choose on the device as soon as the last layer is scored, so that decode need not wait (zero bubble)."""
+        scores = self.grounding.result()
+        self.early = keep_top_on_device(scores.scores, scores.layer_mass, self.config.exact_retention)
+        self._early_units = self.grounding.kept_units(self.early, store)
+
+    def table(self, decode: bool) -> ViewTable | None:
+        """What the next forward attends through instead of the spans in the request's row.
+
+        A decode step may be launched before the scheduler has seen the prefill's result (zero bubble); it goes through
+        the early selection, which the tree's views will equal.
+        """
+        if not decode:
+            return self.prefill_table
+        if self._settled:
+            return self.decode_table
+        if self._early_table is None:
+            parts = [*self.plan.kept_views, *([self._early_units] if self._early_units is not None else [])]
+            self._early_table = ViewTable(parts) if parts else None
+        return self._early_table
+
     def decode_through(self, views: list[View]) -> None:
         """The prefill ended: decode attends to text and these views."""
         self.views = self.resume = views
         self.decode_table = ViewTable(views) if views else None
-        self.grounding = None
+        self._settled = True
+        self.grounding = self.early = self._early_units = self._early_table = None
 
     def stop(self) -> list[View]:
         """The request leaves (finished, aborted or retracted); returns the views it was using."""

@@ -42,10 +42,6 @@ class KeyRows:
         view_units, view_positions = self._table.layer(layer)
         return Keys(torch.cat([units, view_units]), torch.cat([self._positions, view_positions.long()]))
 
-    def by_position(self, layer: int) -> torch.Tensor:
-        """``[n]`` unit id of every logical position; meaningless where a view stands for the span."""
-        return self._store.units_of(self._row, layer)
-
 
 def visible(query_positions: torch.Tensor, keys: Keys) -> torch.Tensor:
     """Causal mask ``[T, N]``: a query sees keys at its own position and before."""

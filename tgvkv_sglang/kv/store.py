@@ -7,6 +7,7 @@ row, which is why everything past selection speaks of units and never of (layer,
 from __future__ import annotations
 
 import torch
+from tgvkv_kernels.pack_units.api import pack_units
 
 INT32_LIMIT = 2**31
 
@@ -30,6 +31,7 @@ class UnitStore:
             raise ValueError(f"{self.layers} layers x {self.slots} slots exceed the 2^31 unit ids that kernels address")
         self.k_flat = k.flatten(0, 1)
         self.v_flat = v.flatten(0, 1)
+        self._stream: torch.cuda.Stream | None = None
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +56,28 @@ class UnitStore:
         """Whole slots that ``units`` units occupy when packed densely."""
         return -(-units // self.layers)
 
+    def move_on(self, stream: "torch.cuda.Stream") -> None:
+        """Move on this stream from now on: the one that forwards run on.
+
+        A decode step may be in flight when the scheduler reclaims a span; it must have read the span before the span
+        is written over, and the next step must come after.
+        """
+        self._stream = stream
+
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy units ``source[i]`` to ``target[i]``; the two may overlap in any way."""
+        if self._stream is None:
+            self._move(source, target)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            self._move(source, target)
+        for tensor in (source, target):
+            tensor.record_stream(self._stream)
+
+    def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        if self.k_flat.shape == self.v_flat.shape:
+            pack_units(self.k_flat, self.v_flat, source, target)
+            return
         for flat in (self.k_flat, self.v_flat):
             flat[target] = flat[source]

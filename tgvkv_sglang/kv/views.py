@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable
+from typing import TYPE_CHECKING, Iterable, Sequence
 
 import torch
 
@@ -10,7 +10,43 @@ if TYPE_CHECKING:
     from .nodes import Node
 
 
-class View:
+class KeptUnits:
+    """Units that stand for vision spans of one request, layer by layer.
+
+    Attributes:
+        spans: logical ``[start, end)`` of the spans, ascending.
+        positions: ``[N]`` int32 logical positions, layer-major, ascending within a layer.
+        units: ``[N]`` flat unit ids of the same tokens.
+        layer_ptr: ``[L+1]`` int32 on the device; layer ``l`` owns ``[layer_ptr[l], layer_ptr[l+1])``.
+        version: grows when the units move; tables built from older ids are stale.
+    """
+
+    __slots__ = ("spans", "positions", "units", "layer_ptr", "version", "_counts")
+
+    def __init__(
+        self,
+        spans: Sequence[tuple[int, int]],
+        positions: torch.Tensor,
+        units: torch.Tensor,
+        layer_ptr: torch.Tensor,
+    ):
+        self.spans = list(spans)
+        self.positions, self.units, self.layer_ptr = positions, units, layer_ptr
+        self.version = 0
+        self._counts: list[int] | None = None
+
+    def __len__(self) -> int:
+        return int(self.units.numel())
+
+    @property
+    def counts(self) -> list[int]:
+        """Kept units of each layer, on the host (read once; synchronises on CUDA)."""
+        if self._counts is None:
+            self._counts = self.layer_ptr.diff().tolist()
+        return self._counts
+
+
+class View(KeptUnits):
     """Kept units of one vision span for one grounding.
 
     While ``block`` is None the units point into the span's full slots (*index view*); afterwards they lie in the
@@ -21,25 +57,22 @@ class View:
         grounding: logical ``[start, end)`` of the prefill's new text that scored the span.
         kept: ``[L, len(span)]`` bool.
         slots: ``[len(span)]`` the span's full slots.
-        units_per_layer: slots in the store (row stride of a layer in unit ids).
+        stride: slots in the store (row stride of a layer in unit ids).
     """
 
-    __slots__ = ("span", "node", "grounding", "positions", "units", "counts", "users", "block", "version")
+    __slots__ = ("span", "node", "grounding", "users", "block")
 
     def __init__(self, span: "Node", grounding: tuple[int, int], kept: torch.Tensor, slots: torch.Tensor, stride: int):
         layer, offset = kept.nonzero(as_tuple=True)  # layer-major, positions ascend within a layer
+        ptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
+        ptr[1:] = kept.sum(1).cumsum(0)
+        positions = (offset + span.start).to(torch.int32)
+        super().__init__([(span.start, span.end)], positions, slots.to(torch.int64)[offset] + layer * stride, ptr)
         self.span = span
         self.node: Node | None = None
         self.grounding = grounding
-        self.positions = (offset + span.start).to(torch.int32)
-        self.units = slots.to(torch.int64)[offset] + layer * stride
-        self.counts: list[int] = kept.sum(1).tolist()
         self.users = 0
         self.block: torch.Tensor | None = None
-        self.version = 0
-
-    def __len__(self) -> int:
-        return int(self.units.numel())
 
     @property
     def packed(self) -> bool:
@@ -52,40 +85,49 @@ class View:
 
 
 class ViewTable:
-    """Several views of one request merged into per-layer lists, positions ascending.
+    """The views that one request attends through, and the same merged into per-layer lists.
 
     Attributes:
+        parts: the views, ascending by their first span.
         spans: logical ``[start, end)`` of the viewed spans, ascending.
-        units: ``[N]`` int64 flat unit ids, layer-major.
-        positions: ``[N]`` int32 logical positions.
-        layer_ptr: L+1 offsets into the two.
     """
 
-    def __init__(self, views: Iterable[View]):
-        self.views = sorted(views, key=lambda view: view.span.start)
-        self.spans = [(view.span.start, view.span.end) for view in self.views]
+    def __init__(self, parts: Iterable[KeptUnits]):
+        self.parts = sorted(parts, key=lambda part: part.spans[0])
+        self.spans = sorted(span for part in self.parts for span in part.spans)
         self._stamp: tuple[int, ...] | None = None
-        self._refresh()
+
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """Changes when a view was packed: what was derived from its unit ids is stale."""
+        return tuple(part.version for part in self.parts)
+
+    @property
+    def hidden(self) -> int:
+        """Logical positions that the views stand for."""
+        return sum(end - start for start, end in self.spans)
 
     def _refresh(self) -> None:
-        stamp = tuple(view.version for view in self.views)
+        stamp = self.stamp
         if stamp == self._stamp:
             return
         self._stamp = stamp
-        layers = len(self.views[0].counts)
         units, positions, ptr = [], [], [0]
-        starts = [0] * len(self.views)
-        for layer in range(layers):
-            for i, view in enumerate(self.views):
-                part = slice(starts[i], starts[i] + view.counts[layer])
-                units.append(view.units[part])
-                positions.append(view.positions[part])
-                starts[i] = part.stop
+        starts = [0] * len(self.parts)
+        for layer in range(len(self.parts[0].counts)):
+            for i, part in enumerate(self.parts):
+                piece = slice(starts[i], starts[i] + part.counts[layer])
+                units.append(part.units[piece])
+                positions.append(part.positions[piece])
+                starts[i] = piece.stop
             ptr.append(sum(starts))
-        self.units, self.positions, self.layer_ptr = torch.cat(units), torch.cat(positions), ptr
+        self._units, self._positions, self._layer_ptr = torch.cat(units), torch.cat(positions), ptr
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """(unit ids, logical positions) of one layer, current even if a view was packed since."""
+        """(unit ids, logical positions) of one layer, current even if a view was packed since.
+
+        Positions ascend within each view; across views too, unless one of them stands for several spans.
+        """
         self._refresh()
-        part = slice(self.layer_ptr[layer], self.layer_ptr[layer + 1])
-        return self.units[part], self.positions[part]
+        part = slice(self._layer_ptr[layer], self._layer_ptr[layer + 1])
+        return self._units[part], self._positions[part]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Sequence
 
 import torch
+from tgvkv_kernels.select.api import select
 
-from .budget import total_budget, vision_budget
+from .budget import total_budget, vision_budget, vision_total
 
 
 def layer_budgets(
@@ -16,6 +18,31 @@ def layer_budgets(
     if scope == "total":
         return total_budget(masses, vision_tokens, tokens, retention)
     return vision_budget(masses, vision_tokens, retention)
+
+
+@dataclass
+class Kept:
+    """Kept columns of ``[L, V]`` scores: ``columns [N]`` int32 ascending within a layer, ``layer_ptr [L+1]`` int32."""
+
+    columns: torch.Tensor
+    layer_ptr: torch.Tensor
+
+    def mask(self, vision_tokens: int) -> torch.Tensor:
+        """``[L, V]`` bool."""
+        layers = self.layer_ptr.shape[0] - 1
+        device = self.columns.device
+        layer = torch.repeat_interleave(
+            torch.arange(layers, device=device), self.layer_ptr.diff().long(), output_size=self.columns.shape[0]
+        )
+        kept = torch.zeros(layers, vision_tokens, dtype=torch.bool, device=device)
+        kept[layer, self.columns.long()] = True
+        return kept
+
+
+def check_finite(scores: torch.Tensor) -> None:
+    """Raise ValueError for a NaN or an infinity: a wrong kernel must not look like a choice. Synchronises on CUDA."""
+    if not bool(torch.isfinite(scores).all()):
+        raise ValueError("selection scores are not finite; refusing to evict on them")
 
 
 def keep_top(scores: torch.Tensor, budget: Sequence[int]) -> torch.Tensor:
@@ -29,11 +56,20 @@ def keep_top(scores: torch.Tensor, budget: Sequence[int]) -> torch.Tensor:
         ``[L, V]`` bool.
 
     Raises:
-        ValueError: scores hold a NaN or an infinity (a wrong kernel must not look like a choice).
+        ValueError: scores hold a NaN or an infinity.
     """
-    if not bool(torch.isfinite(scores).all()):
-        raise ValueError("selection scores are not finite; refusing to evict on them")
-    order = torch.sort(scores, dim=1, descending=True, stable=True).indices
-    rank = torch.empty_like(order)
-    rank.scatter_(1, order, torch.arange(scores.shape[1], device=scores.device).expand_as(order))
-    return rank < torch.as_tensor(budget, device=scores.device)[:, None]
+    check_finite(scores)
+    return Kept(*select(scores.float(), budget=budget)).mask(scores.shape[1])
+
+
+def keep_top_on_device(scores: torch.Tensor, layer_mass: torch.Tensor, retention) -> Kept:
+    """``scope=vision`` without a word from the device: budgets and choice are made there, their total is known here.
+
+    Budgets come from float64 shares snapped to 2**-30, so they equal :func:`layer_budgets` unless two remainders are
+    closer than that.
+
+    Args:
+        scores: ``[L, V]`` float32. layer_mass: ``[L]``. retention: exact, in (0, 1].
+    """
+    total = vision_total(scores.shape[0], scores.shape[1], retention)
+    return Kept(*select(scores, layer_mass, total))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,15 +9,22 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
-from ..attention.grounding import Grounding
-from ..attention.state import RequestState
+from ..attention.rows import Row, plan_decode_rows, plan_prefill_rows, stash_and_score
 from ..attention.torch_cpu import KeyRows, Keys, attend, row_lse_e, visible
 from ..errors import UnsupportedServerError
 from . import active
-from .batches import current_states
+from .batches import states_of
 from .pool import TgvKVPool
 from .refusals import refuse_model
-from .tensor_parallel import tensor_parallel_sum
+from .tensor_parallel import grounding_starter
+
+_flashinfer: bool | None = None
+
+
+def use_flashinfer(yes: bool | None) -> None:
+    """Say which backend is built; None (the default): FlashInfer where there is CUDA, torch elsewhere."""
+    global _flashinfer
+    _flashinfer = yes
 
 
 def create_backend(model_runner: Any) -> Any:
@@ -30,22 +36,11 @@ def create_backend(model_runner: Any) -> Any:
             f"tgvkv: the KV pool is {type(model_runner.token_to_kv_pool).__name__}, not ours; start the server with "
             "--attention-backend tgvkv and no other pool option."
         )
+    if torch.cuda.is_available() if _flashinfer is None else _flashinfer:
+        from .flashinfer_backend import TgvFlashInferBackend
+
+        return TgvFlashInferBackend(model_runner)
     return TgvTorchBackend(model_runner)
-
-
-@dataclass
-class Row:
-    """One request of a batch: query rows ``[start, end)``, logical positions from ``prefix`` to ``length``."""
-
-    state: RequestState | None
-    start: int
-    end: int
-    prefix: int
-    length: int
-    keys: KeyRows | None
-    viewed: bool
-    scores: bool
-    last_chunk: bool
 
 
 class TgvTorchBackend(TorchNativeAttnBackend):
@@ -55,43 +50,30 @@ class TgvTorchBackend(TorchNativeAttnBackend):
         super().__init__(model_runner)
         self._units = self.token_to_kv_pool.units
         self._first_layer = self.token_to_kv_pool.start_layer
-        self._rows: list[Row] | None = None
-        self._heads = model_runner.model_config.num_attention_heads
-        self._reduce = tensor_parallel_sum()
+        self._rows: list[tuple[Row, KeyRows | None]] | None = None
+        self._begin = grounding_starter(self._units, model_runner)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         super().init_forward_metadata(forward_batch)
-        states = current_states()
+        states = states_of(forward_batch)
         self._rows = None
-        if states is None or forward_batch.forward_mode.is_idle():
+        if states is None:
             return
-        if len(states) != forward_batch.batch_size:
-            raise RuntimeError(f"{len(states)} request states for a batch of {forward_batch.batch_size}")
         lengths = forward_batch.seq_lens.tolist()
-        indices = forward_batch.req_pool_indices.tolist()
-        decode = forward_batch.forward_mode.is_decode()
-        prefixes = [n - 1 for n in lengths] if decode else list(forward_batch.extend_prefix_lens_cpu)
-        self._rows, at = [], 0
-        for state, index, prefix, length in zip(states, indices, prefixes, lengths, strict=True):
-            end = at + length - prefix
-            self._rows.append(self._plan(state, index, at, end, int(prefix), length, decode))
-            at = end
+        if forward_batch.forward_mode.is_decode():
+            rows = plan_decode_rows(states, lengths)
+        else:
+            rows = plan_prefill_rows(states, forward_batch.extend_prefix_lens_cpu, lengths, self._begin)
+        self._rows = [
+            (row, self._keys(row, index))
+            for row, index in zip(rows, forward_batch.req_pool_indices.tolist(), strict=True)
+        ]
 
-    def _plan(self, state, index: int, start: int, end: int, prefix: int, length: int, decode: bool) -> Row:
-        if state is None:
-            return Row(None, start, end, prefix, length, None, False, False, False)
-        table = state.decode_table if decode else state.prefill_table
-        # After a retraction a prefill runs on past the prompt, and a chunk may hold generated tokens alone.
-        scores = not decode and prefix < state.prompt_len and self._begin(state) is not None
-        last = scores and length >= state.prompt_len
-        keys = None
-        if table is not None or scores:
-            keys = KeyRows(self.req_to_token_pool.req_to_token[index, :length], table, self._units)
-        return Row(state, start, end, prefix, length, keys, table is not None, scores, last)
-
-    def _begin(self, state: RequestState) -> Grounding | None:
-        """The prefill's grounding, started with its first chunk."""
-        return state.begin_grounding(self._units.layers, self._heads, self._reduce)
+    def _keys(self, row: Row, index: int) -> KeyRows | None:
+        slots = self.req_to_token_pool.req_to_token[index, : row.length]
+        if row.last_chunk:
+            row.state.grounding.locate(slots)
+        return KeyRows(slots, row.table, self._units) if row.table is not None or row.scores else None
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True):
         if self._rows is None:
@@ -112,10 +94,10 @@ class TgvTorchBackend(TorchNativeAttnBackend):
             self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
         queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         outputs = out.view(-1, layer.tp_q_head_num, layer.v_head_dim)
-        for i, row in enumerate(self._rows):
+        for i, (row, key_rows) in enumerate(self._rows):
             part = slice(row.start, row.end)
-            keys = row.keys.layer(layer.layer_id - self._first_layer) if row.keys is not None else None
-            if not row.viewed:
+            keys = key_rows.layer(layer.layer_id - self._first_layer) if key_rows is not None else None
+            if row.table is None:
                 stock(queries[part], outputs[part], layer, forward_batch, i)
             else:
                 positions = torch.arange(row.prefix, row.length)
@@ -126,14 +108,10 @@ class TgvTorchBackend(TorchNativeAttnBackend):
         return out
 
     def _score(self, q: torch.Tensor, row: Row, keys: Keys, layer: Any) -> None:
-        """Stash this chunk's grounding rows; with the last chunk score the layer."""
-        grounding, index = row.state.grounding, layer.layer_id - self._first_layer
-        rows = grounding.rows(row.prefix, row.length)
-        if len(rows):
-            mask = visible(rows + row.prefix, keys)
-            grounding.add(index, q[rows].clone(), row_lse_e(q[rows], keys, self._units, mask, layer.scaling))
-        if row.last_chunk:
-            grounding.finish_layer(index, self._units.k_flat, row.keys.by_position(index), layer.scaling)
+        rows = row.state.grounding.rows(row.prefix, row.length)
+        q = q[rows]
+        lse_e = row_lse_e(q, keys, self._units, visible(rows + row.prefix, keys), layer.scaling)
+        stash_and_score(row, layer.layer_id - self._first_layer, q, lse_e, self._units, layer.scaling)
 
     def _stock_extend(self, q, out, layer, forward_batch, i: int) -> None:
         one = slice(i, i + 1)

@@ -16,6 +16,19 @@ def current_states() -> list[RequestState | None] | None:
     return _current
 
 
+def states_of(forward_batch: Any) -> list[RequestState | None] | None:
+    """:func:`current_states` for a batch that a backend is given; None also for an idle batch.
+
+    Raises:
+        RuntimeError: the batch is another one than :func:`after_init_new` saw.
+    """
+    if _current is None or forward_batch.forward_mode.is_idle():
+        return None
+    if len(_current) != forward_batch.batch_size:
+        raise RuntimeError(f"{len(_current)} request states for a batch of {forward_batch.batch_size}")
+    return _current
+
+
 def after_init_new(result: Any, cls: type, batch: Any, model_runner: Any, **kwargs: Any) -> None:
     """Runs right before the forward of ``batch``, in the same thread."""
     global _current
@@ -26,11 +39,13 @@ def after_init_new(result: Any, cls: type, batch: Any, model_runner: Any, **kwar
 def is_disable_overlap_for_batch(original: Any, self: Any, batch: Any, last_batch: Any) -> bool:
     """Process a finished prefill with vision before the decode step that would race its selection.
 
+    With ``--tgvkv-zero-bubble`` that step goes through the selection made on the device, and nothing is held back.
     The queued batch's own copy tells its mode: ``last_batch`` may have been turned into the decode batch already.
     """
     if original(self, batch, last_batch):
         return True
-    if config_of(self.server_args) is None or not self.result_queue:
+    config = config_of(self.server_args)
+    if config is None or config.zero_bubble or not self.result_queue:
         return False
     if batch is None or not batch.forward_mode.is_decode():
         return False

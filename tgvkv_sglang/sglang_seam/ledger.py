@@ -15,7 +15,11 @@ SGLANG_VERSION = "0.5.17"
 
 @dataclass(frozen=True)
 class Hook:
-    """One row. ``handler`` is ``module:function`` inside this package; ``parameters`` are the target's, in order."""
+    """One row. ``handler`` is ``module:function`` inside this package; ``parameters`` are the target's, in order.
+
+    Kinds: those of SGLang's HookRegistry, and OVERRIDE for a method that a subclass of ours replaces and that is not
+    part of a documented interface (nothing is registered for it, but it is checked like the others).
+    """
 
     target: str
     kind: str
@@ -90,6 +94,47 @@ LEDGER = (
         ("self", "batch", "last_batch"),
         "the first decode step of a request must see its selection, made when the prefill's result is processed",
         "selection on the forward stream is the default",
+    ),
+    Hook(
+        f"{SRT}model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.capture_one_shape",
+        "AROUND",
+        "cuda_graphs:capture_one_shape",
+        ("self", "size", "forward", "stream_idx", "variant_label"),
+        "captures each decode batch size a second time, for batches with views",
+        "backends can name graph variants",
+    ),
+    Hook(
+        f"{SRT}model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner._resolve_lora_variant",
+        "AROUND",
+        "cuda_graphs:resolve_variant",
+        ("self", "forward_batch"),
+        "picks the graph with or without views for a batch",
+        "backends can name graph variants",
+    ),
+    Hook(
+        f"{SRT}model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.can_run_graph",
+        "AROUND",
+        "cuda_graphs:can_run_graph",
+        ("self", "forward_batch"),
+        "a batch whose views outgrow the captured graphs' tables runs without a graph",
+        "backends can refuse a graph",
+    ),
+    Hook(
+        f"{SRT}layers.attention.flashinfer_backend.FlashInferAttnBackend._prepare_dequant_workspace_metadata_for_extend",
+        "OVERRIDE",
+        "flashinfer_backend:TgvFlashInferBackend",
+        ("self", "forward_batch", "use_ragged"),
+        "stock planning of a prefill takes index rows of our own (without viewed positions) from here",
+        "FlashInferAttnBackend takes index rows from a subclass",
+    ),
+    Hook(
+        f"{SRT}layers.attention.flashinfer_backend.FlashInferIndicesUpdaterDecode.update",
+        "OVERRIDE",
+        "flashinfer_backend:TgvFlashInferBackend",
+        ("self", "req_pool_indices", "seq_lens", "seq_lens_cpu", "seq_lens_sum", "decode_wrappers", "encoder_lens",
+         "spec_info", "fixed_split_size", "disable_split_kv"),
+        "stock planning of a decode step is given index rows of our own",
+        "FlashInferAttnBackend takes index rows from a subclass",
     ),
     Hook(
         f"{SRT}managers.scheduler_components.invariant_checker.SchedulerInvariantChecker._check_req_pool",

@@ -22,6 +22,8 @@ def _register_hooks() -> None:
     from .ledger import LEDGER, handler
 
     for hook in LEDGER:
+        if hook.kind == "OVERRIDE":
+            continue
         HookRegistry.register(hook.target, handler(hook), HookType[hook.kind])
 
 

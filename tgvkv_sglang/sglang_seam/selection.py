@@ -12,7 +12,7 @@ from ..attention.grounding import Grounding, Scores
 from ..attention.state import RequestState
 from ..kv.radix import Inserted, SpanTree
 from ..kv.views import View
-from ..scoring.select import keep_top, layer_budgets
+from ..scoring.select import check_finite, keep_top, layer_budgets
 from ..spans import with_text
 from ..trace import try_write_trace
 from .ledger import SGLANG_VERSION
@@ -30,18 +30,8 @@ def select_views(tree: SpanTree, state: RequestState, inserted: Inserted, req: A
     if grounding is None or not grounding.complete:
         return []
     scores = grounding.result()
-    vision = len(grounding.vision_positions)
-    viewed = sum(len(view.span) for view in state.plan.kept_views)
-    config = state.config
-    budget = layer_budgets(
-        scores.layer_mass.double().tolist(),
-        vision_tokens=vision,
-        tokens=state.prompt_len - viewed,
-        retention=config.exact_retention,
-        scope=config.scope,
-    )
-    kept = keep_top(scores.scores, budget)
-    if state.trace and config.trace_dir and is_first_rank():
+    kept, budget = _choose(state, scores)
+    if state.trace and state.config.trace_dir and is_first_rank():
         _trace(state, grounding, scores, budget, kept, req)
     state.selections += 1
     nodes, views, at = inserted.span_nodes(), [], 0
@@ -51,6 +41,23 @@ def select_views(tree: SpanTree, state: RequestState, inserted: Inserted, req: A
         views.append(tree.attach(view, inserted.node))
         at += len(span)
     return views
+
+
+def _choose(state: RequestState, scores: Scores) -> tuple[torch.Tensor, list[int]]:
+    """(``kept [L, V]`` bool, budget of each layer); what was chosen early stays chosen."""
+    if state.early is not None:
+        check_finite(scores.scores)
+        kept = state.early.mask(scores.scores.shape[1])
+        return kept, kept.sum(1).tolist()
+    config = state.config
+    budget = layer_budgets(
+        scores.layer_mass.double().tolist(),
+        vision_tokens=scores.scores.shape[1],
+        tokens=state.prompt_len - sum(len(view.span) for view in state.plan.kept_views),
+        retention=config.exact_retention,
+        scope=config.scope,
+    )
+    return keep_top(scores.scores, budget), budget
 
 
 def _trace(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from sglang.srt.runtime_context import get_parallel
+
+from ..attention.grounding import Grounding
+from ..attention.state import RequestState
+from ..kv.store import UnitStore
 
 
 def is_first_rank() -> bool:
@@ -25,3 +29,9 @@ def tensor_parallel_sum() -> Callable[[torch.Tensor], torch.Tensor] | None:
         return tensor
 
     return total
+
+
+def grounding_starter(store: UnitStore, model_runner: Any) -> Callable[[RequestState], Grounding | None]:
+    """How a backend starts a request's grounding: with all layers, the whole model's heads, and the sum over ranks."""
+    heads, reduce = model_runner.model_config.num_attention_heads, tensor_parallel_sum()
+    return lambda state: state.begin_grounding(store.layers, heads, reduce)

@@ -1,0 +1,48 @@
+"""Hooks on SGLang's decode graphs: each batch size is captured twice, for batches without views and with views.
+
+The graph without views is the stock graph, so that traffic without images launches no kernel of ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .batches import states_of
+
+LABEL = "tgvkv"
+
+
+def _ours(runner: Any) -> bool:
+    return hasattr(runner.attn_backend, "capture_views")
+
+
+def _with_views(label: str | None) -> str:
+    return LABEL if label is None else f"{label}+{LABEL}"
+
+
+def capture_one_shape(
+    original: Any, self: Any, size: int, forward: Any, stream_idx: int | None = None, variant_label: str | None = None
+) -> None:
+    original(self, size, forward, stream_idx, variant_label)
+    if _ours(self):
+        with self.attn_backend.capture_views():
+            original(self, size, forward, stream_idx, _with_views(variant_label))
+
+
+def resolve_variant(original: Any, self: Any, forward_batch: Any) -> str | None:
+    """Which of the two graphs a decode batch is replayed through."""
+    label = original(self, forward_batch)
+    if _ours(self) and self.attn_backend.views_in(_decode_states(forward_batch)):
+        return _with_views(label)
+    return label
+
+
+def can_run_graph(original: Any, self: Any, forward_batch: Any) -> bool:
+    """A batch whose views outgrow the graphs' tables runs without a graph."""
+    if _ours(self) and not self.attn_backend.graph_fits(_decode_states(forward_batch)):
+        return False
+    return original(self, forward_batch)
+
+
+def _decode_states(forward_batch: Any) -> list:
+    return (states_of(forward_batch) or []) if forward_batch.forward_mode.is_decode() else []
