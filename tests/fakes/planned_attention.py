@@ -37,12 +37,15 @@ class Scores:
     window_left: int = -1
 
 
-def visibility(queries: int, keys: int, scores: Scores) -> torch.Tensor:
-    """Which key each query sees, bool ``[queries, keys]``, the last query aligned with the last key."""
+def visibility(queries: int, keys: int, scores: Scores, custom_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """Which key each query sees, bool ``[queries, keys]``, the last query aligned with the last key; None: all."""
+    causal = scores.causal and custom_mask is None and queries > 1
+    if not causal and scores.window_left < 0:
+        return custom_mask
     position = torch.arange(queries)[:, None] + keys - queries
     key = torch.arange(keys)[None]
-    visible = torch.ones(queries, keys, dtype=torch.bool)
-    if scores.causal:
+    visible = torch.ones(queries, keys, dtype=torch.bool) if custom_mask is None else custom_mask.clone()
+    if causal:
         visible &= key <= position
     if scores.window_left >= 0:
         visible &= key >= position - scores.window_left
@@ -62,23 +65,24 @@ def attend(
     Returns:
         Output ``[queries, num_qo_heads, head_dim]`` and base-2 log-sum-exp ``[queries, num_qo_heads]``, both float64.
     """
-    visible = visibility(q.shape[0], k.shape[0], scores)
-    if custom_mask is not None:
-        window = Scores(scores.sm_scale, window_left=scores.window_left)
-        visible = visibility(q.shape[0], k.shape[0], window) & custom_mask
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.double().repeat_interleave(group, dim=1) for x in (k, v))
-    logits = torch.einsum("qhd,khd->hqk", q.double(), k) * scores.sm_scale
+    queries, heads, _ = q.shape
+    keys, kv_heads, _ = k.shape
+    if not keys:
+        return q.new_zeros(queries, heads, v.shape[2]).double(), q.new_full((queries, heads), EMPTY_LSE).double()
+    # [kv_heads, group * queries, ...]: every query head beside the others of its group, keys not repeated
+    grouped = q.double().view(queries, kv_heads, -1, q.shape[2]).permute(1, 2, 0, 3).flatten(1, 2)
+    logits = (grouped @ k.double().permute(1, 2, 0)) * scores.sm_scale
     if scores.soft_cap > 0:
         logits = scores.soft_cap * torch.tanh(logits / scores.soft_cap)
-    logits = logits.masked_fill(~visible, -math.inf)
-    blind = ~visible.any(-1)
-    highest = logits.max(-1, keepdim=True).values if k.shape[0] else logits.new_zeros(*logits.shape[:-1], 1)
-    weights = (logits - highest.masked_fill(blind[:, None], 0)).exp()
-    total = weights.sum(-1)
-    out = torch.einsum("hqk,khd->qhd", weights / total.masked_fill(blind, 1)[..., None], v)
-    lse = (total.log() + highest[..., 0]) / math.log(2)
-    return out.masked_fill(blind[:, None, None], 0), lse.masked_fill(blind, EMPTY_LSE).T
+    visible = visibility(queries, keys, scores, custom_mask)
+    if visible is not None:
+        logits.view(heads, queries, keys).masked_fill_(~visible, -math.inf)
+    lse = logits.logsumexp(-1, keepdim=True)
+    blind = lse == -math.inf
+    out = (logits - lse.masked_fill(blind, 0)).exp() @ v.double().transpose(0, 1)
+    out = out.view(heads, queries, -1).transpose(0, 1)
+    lse = (lse / math.log(2)).masked_fill(blind, EMPTY_LSE)
+    return out, lse.view(heads, queries).T
 
 
 def gather_pages(cache: torch.Tensor, pages: torch.Tensor, tokens: int) -> torch.Tensor:
@@ -87,6 +91,8 @@ def gather_pages(cache: torch.Tensor, pages: torch.Tensor, tokens: int) -> torch
     if low < 0 or high >= cache.shape[0]:
         raise IndexError(f"page index {low if low < 0 else high} is outside a cache of {cache.shape[0]} pages")
     size = cache.shape[1]
+    if size == 1:
+        return cache[:, 0].index_select(0, pages)
     token = torch.arange(tokens)
     return cache[pages.long()[token // size], token % size]
 
