@@ -8,7 +8,12 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
-def gpu_like_env() -> dict[str, str]:
-    """Environment of a server process in which SGLang finds the ``gpu_like`` plugin and the fakes it installs."""
+def gpu_like_env(graphs: bool = False) -> dict[str, str]:
+    """Environment of a server process in which SGLang finds the ``gpu_like`` plugin and the fakes it installs.
+
+    Args:
+        graphs: decode is captured and replayed (:mod:`tests.fakes.graphs`).
+    """
     paths = [HERE / "gpu_like", HERE.parents[1], os.environ.get("PYTHONPATH", "")]
-    return {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
+    env = {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
+    return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env

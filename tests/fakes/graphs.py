@@ -1,8 +1,8 @@
 """CUDA graphs on the CPU: a decode step is recorded operation by operation and replayed on the very same tensors.
 
 What a real graph freezes is frozen here: Python ran once, at capture, and a replay repeats its operations on the
-addresses it saw. Whoever forgets to refresh a table, or makes a new tensor for each step, gets old data. Reading a value
-back to the host, which a real capture refuses, is refused. Memory that an operation leaves uninitialised is NaN.
+addresses it saw. Whoever forgets to refresh a table, or makes a new tensor for each step, gets old data. Reading a
+value back to the host, which a real capture refuses, is refused. Memory left uninitialised is NaN.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 HOST_READS = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"}
 EMPTY = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
+BATCHES = [1, 2, 4, 8, 16]
 _recorder: "_Recorder | None" = None
 
 
@@ -119,7 +120,9 @@ class EmulatedGraphBackend:
         with torch.no_grad():
             graph.replay()
         if shape_key not in self.replays:
-            print(f"gpu_like: first replay of graph size={shape_key.size} variant={shape_key.variant_label}", flush=True)
+            print(
+                f"gpu_like: first replay of graph size={shape_key.size} variant={shape_key.variant_label}", flush=True
+            )
         self.replays[shape_key] = self.replays.get(shape_key, 0) + 1
         return out
 
@@ -134,6 +137,7 @@ def _capture(*args: Any, **kwargs: Any) -> Iterator[Any]:
 
 def install() -> None:
     """Make a CPU server capture and replay its decode steps through SGLang's own ``DecodeCudaGraphRunner``."""
+    from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
     from sglang.srt.model_executor.model_runner_components import cuda_graph_setup as setup
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner as runner
 
@@ -141,11 +145,12 @@ def install() -> None:
     from tgvkv_sglang.attention import flashinfer
 
     def capture_decode_graph(*, model_runner: Any) -> Any:
+        model_runner.graph_shared_output = GraphSharedOutput(device=torch.device("cpu"), max_rows=max(BATCHES))
         graphs = runner.DecodeCudaGraphRunner(model_runner)
         return setup.GraphCapture(runner=graphs, memory_phase="decode", memory_usage_gb=0, capture_time=0)
 
     setup.capture_decode_graph = capture_decode_graph
-    runner.get_batch_sizes_to_capture = lambda model_runner, tokens_per_request: ([1, 2, 4, 8, 16], [])
+    runner.get_batch_sizes_to_capture = lambda model_runner, tokens_per_request: (BATCHES, [])
     runner.graph_capture = _capture
     runner.resolve_decode_backend = lambda cuda_graph_runner: EmulatedGraphBackend()
     flashinfer.view_attention = opaque(flashinfer.view_attention)

@@ -5,6 +5,8 @@ The pool has 1 500 slots: a handful of images in full, many conversations as vie
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.images import make_image, make_pair
@@ -115,3 +117,11 @@ def test_too_long_a_prompt_is_refused_and_nothing_is_lost(pressure):
     reply = pressure.post("/generate", body)
     assert reply.status_code == 400
     assert pressure.generate(chat("Hello")).ids
+
+
+def test_decode_graphs_are_replayed_with_and_without_views(pressure):
+    """Only where there are graphs: text-only traffic goes through SGLang's own, the others through ours."""
+    pressure.generate(chat("Hello"), max_new_tokens=4)
+    log = pressure.log.read_text(errors="replace")
+    variants = set(re.findall(r"first replay of graph size=\d+ variant=(\w+)", log))
+    assert variants == ({"None", "tgvkv"} if "--tgvkv-zero-bubble" in pressure.process.args else set())

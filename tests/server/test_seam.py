@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import types
 
 import pytest
@@ -92,16 +91,23 @@ def test_impossible_combinations_are_refused(model_dir, flags, word):
         parse(model_dir, *flags)
 
 
-def test_cuda_is_refused_until_it_is_ready(model_dir):
-    """Torch attention cannot be captured, and packing would race a decode step in flight."""
-    from tgvkv_sglang.sglang_seam.refusals import refuse
+@pytest.mark.parametrize("multimodal, backend, refused", [(True, "full", True), (True, "disabled", False),
+                                                          (False, "full", False)])  # fmt: skip
+def test_prefill_graphs_are_refused_where_images_are_served(multimodal, backend, refused):
+    """A prefill replayed from a graph runs no Python, so nothing would be scored."""
+    from tgvkv_sglang.sglang_seam.refusals import refuse_prefill_graph
 
-    args = copy.copy(parse(model_dir))
-    vars(args).update(device="cuda", disable_cuda_graph=False)
-    with pytest.raises(UnsupportedServerError, match="--disable-cuda-graph --disable-overlap-schedule"):
-        refuse(args)
-    vars(args).update(disable_cuda_graph=True, disable_overlap_schedule=True)
-    refuse(args)
+    runner = types.SimpleNamespace(
+        model_config=types.SimpleNamespace(is_multimodal=multimodal),
+        server_args=types.SimpleNamespace(
+            cuda_graph_config=types.SimpleNamespace(prefill=types.SimpleNamespace(backend=backend))
+        ),
+    )
+    if not refused:
+        refuse_prefill_graph(runner)
+        return
+    with pytest.raises(UnsupportedServerError, match="--disable-prefill-cuda-graph"):
+        refuse_prefill_graph(runner)
 
 
 @pytest.mark.parametrize(

@@ -23,15 +23,9 @@ def _bad_kv_dtype(args: Any) -> bool:
     return args.kv_cache_dtype not in ("auto", "bfloat16", "bf16", "float16", "float32")
 
 
-def _fast_path_on_cuda(args: Any) -> bool:
-    return args.device == "cuda" and not (args.disable_cuda_graph and args.disable_overlap_schedule)
-
-
 CHECKS: tuple[Check, ...] = (
     (_backends_differ, "tgvkv must serve prefill and decode: pass --attention-backend tgvkv alone, without "
                        "--prefill-attention-backend or --decode-attention-backend."),
-    (_fast_path_on_cuda, "the FlashInfer backend is not in this version, and torch attention serves CUDA for checking "
-                         "only: add --disable-cuda-graph --disable-overlap-schedule, or use --device cpu."),
     (lambda a: a.radix_cache_backend != BACKEND, "--radix-cache-backend {a.radix_cache_backend} cannot hold views: "
                                                  "leave the flag out, tgvkv brings its own radix cache."),
     (lambda a: a.page_size not in (None, 1), "--page-size {a.page_size} is not supported: use --page-size 1."),
@@ -98,4 +92,19 @@ def refuse_model(model_config: Any) -> None:
         raise UnsupportedServerError(
             "tgvkv: models with soft-capped attention logits are not supported: serve this model without "
             "--attention-backend tgvkv."
+        )
+
+
+def refuse_prefill_graph(model_runner: Any) -> None:
+    """Raise UnsupportedServerError where an image's prefill would be replayed from a graph, which cannot score it.
+
+    SGLang captures none for multimodal models but a few; a text-only model may keep its own.
+    """
+    from sglang.srt.model_executor.cuda_graph_config import Backend
+
+    config = model_runner.server_args.cuda_graph_config
+    if model_runner.model_config.is_multimodal and config is not None and config.prefill.backend != Backend.DISABLED:
+        raise UnsupportedServerError(
+            f"tgvkv: prefill CUDA graphs ({config.prefill.backend}) cannot score images: add "
+            "--disable-prefill-cuda-graph."
         )
