@@ -65,10 +65,19 @@ class Server:
         rid: str | None = None,
         trace: bool = False,
         retention: Any = None,
+        logprob_start_len: int | None = None,
         **sampling: Any,
     ) -> "Answer":
-        """Greedy ``/generate``; raises on any HTTP error."""
-        reply = self.post("/generate", self.body(text, images, max_new_tokens, rid, trace, retention, **sampling))
+        """Greedy ``/generate``; raises on any HTTP error.
+
+        Args:
+            logprob_start_len: ask for the prompt's log-probabilities from there on: what follows is never taken from
+                the cache.
+        """
+        body = self.body(text, images, max_new_tokens, rid, trace, retention, **sampling)
+        if logprob_start_len is not None:
+            body |= {"return_logprob": True, "logprob_start_len": logprob_start_len}
+        reply = self.post("/generate", body)
         reply.raise_for_status()
         return Answer.of(reply.json())
 

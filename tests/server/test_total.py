@@ -1,11 +1,14 @@
-"""Scope ``total`` (the paper's budgets), on a server that retracts requests all the time."""
+"""Scope ``total`` (the paper's budgets), on a server that retracts requests all the time and prefills in chunks."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 
 from tests.images import make_image
 from tests.server.compare import assert_selection, assert_tokens, ids_of
+from tests.server.conftest import CHUNK
 from tests.server.prompts import about_images, chat
 
 
@@ -33,3 +36,27 @@ def test_retracted_requests_answer_as_if_nothing_had_happened(total, oracle):
     compared = [assert_tokens(answer, turn) for answer, turn in zip(answers, turns, strict=True)]
     assert sum(compared) >= 60
     assert "retract" in total.log.read_text(errors="replace").lower()
+
+
+def test_a_chunk_of_generated_tokens_alone_is_not_scored(total, oracle):
+    """Asking for the prompt's log-probabilities makes every retraction compute, and select from, the whole prompt anew.
+
+    That prefill runs on past the prompt: its third chunk crosses the prompt's end, and once enough tokens are generated
+    the fourth holds nothing else. Each selection is that of the prompt alone.
+    """
+    jobs, turns = [], []
+    for i in range(2):
+        image, text = make_image(90 + i, 256, 224), chat(about_images(f"Number {i}: go on and on."))
+        turns.append(oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 1, retention=0.8, scope="total"))
+        job = {"text": text, "images": [image], "rid": f"on-and-on-{i}", "trace": True, "retention": 0.8}
+        jobs.append({**job, "logprob_start_len": 0, "max_new_tokens": 64})
+    seen = len(total.log.read_text(errors="replace"))
+    for job, turn, answer in zip(jobs, turns, total.together(jobs), strict=True):
+        assert len(answer.ids) == 64 and 2 * CHUNK < answer.meta["prompt_tokens"] <= 3 * CHUNK
+        selections = len(list(total.traces.glob(f"{job['rid']}.*")))
+        for number in {0, selections - 1}:
+            assert_selection(total, job["rid"], turn.selection, number)
+    # How far did a prefill beside the other request go, from one retraction to the next?
+    rounds = total.log.read_text(errors="replace")[seen:].split("Testing retraction")
+    again = [re.findall(r"#new-token: (\d+), #cached-token: 0,.* #running-req: 1,", lines) for lines in rounds]
+    assert max(sum(map(int, chunks)) for chunks in again) > 3 * CHUNK
