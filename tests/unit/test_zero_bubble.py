@@ -1,0 +1,101 @@
+"""Selection on the device, before the scheduler knows of the prefill: the same choice as the scheduler's own."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.test_grounding import LAYERS, SPANS, Prompt
+from tgvkv_sglang.attention.state import PrefillPlan, RequestState
+from tgvkv_sglang.config import TgvConfig
+from tgvkv_sglang.errors import ConfigError
+from tgvkv_sglang.kv.nodes import Node
+from tgvkv_sglang.kv.views import View
+from tgvkv_sglang.scoring.select import keep_top, keep_top_on_device, layer_budgets
+
+
+@given(st.data())
+def test_the_device_chooses_what_the_host_would(data):
+    layers, tokens = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 30))
+    numbers = st.integers(0, 5).map(float)
+    scores = torch.tensor(data.draw(st.lists(st.lists(numbers, min_size=tokens, max_size=tokens), min_size=layers,
+                                             max_size=layers)))  # fmt: skip
+    mass = data.draw(st.lists(st.integers(0, 9).map(float), min_size=layers, max_size=layers))
+    retention = Fraction(data.draw(st.integers(1, 99)), 100)
+    budget = layer_budgets(mass, vision_tokens=tokens, tokens=tokens, retention=retention, scope="vision")
+    early = keep_top_on_device(scores, torch.tensor(mass), retention)
+    assert early.mask(tokens).tolist() == keep_top(scores, budget).tolist()
+
+
+def state(retention: float = 0.4) -> RequestState:
+    return RequestState("r", TgvConfig(retention=retention, zero_bubble=True), False, SPANS, 23)
+
+
+def selected(prompt: Prompt) -> RequestState:
+    """A state whose prefill has just been scored."""
+    request = state()
+    request.begin(PrefillPlan(select=tuple(SPANS)))
+    request.grounding = prompt.ground([])
+    request.select_early(prompt.store)
+    return request
+
+
+def as_sets(table, layer: int) -> set[tuple[int, int]]:
+    units, positions = table.layer(layer)
+    return set(zip(units.tolist(), positions.tolist(), strict=True))
+
+
+def test_the_early_table_is_what_the_trees_views_will_be():
+    prompt = Prompt()
+    prompt.store.k_flat, prompt.store.v_flat = prompt.store.k_flat.float(), prompt.store.v_flat.float()
+    prompt.q = prompt.q.float()
+    request = selected(prompt)
+    early = request.table(decode=True)
+    assert early.spans == [(span.start, span.end) for span in SPANS]
+    scores = request.grounding.result()
+    budget = layer_budgets(scores.layer_mass.double().tolist(), vision_tokens=12, tokens=23, retention=Fraction("0.4"),
+                           scope="vision")  # fmt: skip
+    kept, views, at = keep_top(scores.scores, budget), [], 0
+    assert 0 < kept.sum() == len(early.parts[0]) < kept.numel()
+    for span in SPANS:
+        slots = prompt.row[span.start : span.end].long()
+        node = Node(torch.zeros(len(span), dtype=torch.int64).numpy(), slots, start=span.start, atom=True)
+        views.append(View(node, (0, 23), kept[:, at : at + len(span)], slots, prompt.store.slots))
+        at += len(span)
+    request.decode_through(views)
+    assert request.early is None and request.table(decode=True) is request.decode_table
+    assert request.table(decode=True).parts == views
+    for layer in range(LAYERS):
+        assert as_sets(early, layer) == as_sets(request.table(decode=True), layer)
+
+
+def test_a_decode_step_before_the_result_goes_through_kept_views_too():
+    prompt = Prompt()
+    prompt.store.k_flat, prompt.q = prompt.store.k_flat.float(), prompt.q.float()
+    slots = torch.arange(3)
+    kept_view = View(Node(slots.numpy(), slots, start=0, atom=True), (3, 5), torch.ones(LAYERS, 3, dtype=torch.bool),
+                     slots, prompt.store.slots)  # fmt: skip
+    request = selected(prompt)
+    request.plan = PrefillPlan(select=tuple(SPANS), kept_views=(kept_view,))
+    table = request.table(decode=True)
+    assert table.spans == [(0, 3), *((span.start, span.end) for span in SPANS)]
+    assert request.table(decode=True) is table, "made once, so that the batch's tables stay as they are"
+    assert request.table(decode=False) is None
+
+
+def test_a_new_prefill_forgets_the_early_choice():
+    prompt = Prompt()
+    prompt.store.k_flat, prompt.q = prompt.store.k_flat.float(), prompt.q.float()
+    request = selected(prompt)
+    assert request.table(decode=True) is not None
+    request.begin(PrefillPlan())
+    assert request.early is None and request.table(decode=True) is None
+
+
+def test_zero_bubble_needs_totals_that_are_known_beforehand():
+    with pytest.raises(ConfigError, match="--tgvkv-zero-bubble needs --tgvkv-scope vision, got 'total'"):
+        TgvConfig(zero_bubble=True, scope="total")
+    with pytest.raises(ConfigError, match="--tgvkv-zero-bubble must be true or false, got 1"):
+        TgvConfig(zero_bubble=1)
