@@ -12,6 +12,7 @@ from typing import Iterator
 
 import pytest
 
+from tests.fakes import gpu_like_env
 from tests.oracle.oracle import Oracle, load
 from tests.server.harness import Server, launch, wait_ready
 from tgvkv_sglang.demo.tiny_model import make_tiny_model
@@ -22,6 +23,11 @@ CHUNK = 40
 CHUNKED = ("--chunked-prefill-size", str(CHUNK))
 PRESSURE = (*OURS, "--tgvkv-retention", "0.1", *CHUNKED)
 TOTAL = (*OURS, "--tgvkv-retention", "0.6", "--tgvkv-scope", "total", "--tgvkv-reclaim", "eager", *CHUNKED)
+BACKENDS = {
+    "torch": ((), None),
+    "flashinfer": ((), gpu_like_env()),
+    "graphs": (("--tgvkv-zero-bubble",), gpu_like_env(graphs=True)),
+}
 RETRACT = {"SGLANG_TEST_RETRACT": "1"}
 
 
@@ -61,9 +67,11 @@ def stock(model_dir, tmp_path_factory) -> Iterator[Server]:
     yield from _serve(model_dir, tmp_path_factory.mktemp("stock"), "--attention-backend", "torch_native")
 
 
-@pytest.fixture(scope="module")
-def pressure(model_dir, tmp_path_factory) -> Iterator[Server]:
-    yield from _serve(model_dir, tmp_path_factory.mktemp("pressure"), *PRESSURE, tokens=1500)
+@pytest.fixture(scope="module", params=BACKENDS)
+def pressure(request, model_dir, tmp_path_factory) -> Iterator[Server]:
+    """The same server on each attention backend: torch; FlashInfer (a stand-in); that in decode graphs, zero bubble."""
+    flags, env = BACKENDS[request.param]
+    yield from _serve(model_dir, tmp_path_factory.mktemp("pressure"), *PRESSURE, *flags, tokens=1500, env=env)
 
 
 @pytest.fixture(scope="module")
