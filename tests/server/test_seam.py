@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 
 import pytest
@@ -10,6 +11,7 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 
+from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import ConfigError, IntegrityError, UnsupportedServerError
 from tgvkv_sglang.sglang_seam import active, ledger
 from tgvkv_sglang.sglang_seam.server_args import config_of
@@ -150,6 +152,84 @@ def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):
     ours.init_forward_metadata(types.SimpleNamespace())
     assert ours.forward_extend(1, 2, 3, 4, 5) == ours.forward_decode(1, 2, 3, 4, 5) == "stock"
     assert calls == [(1, 2, 3, 4, 5, True)] * 2
+
+
+@pytest.mark.parametrize("zero_bubble", (False, True))
+def test_a_decode_step_waits_for_the_selection_of_its_prefill_unless_zero_bubble(zero_bubble):
+    from tgvkv_sglang.sglang_seam.batches import is_disable_overlap_for_batch
+
+    def mode(decode: bool):
+        return types.SimpleNamespace(is_decode=lambda: decode, is_extend=lambda: not decode)
+
+    def held_back(batch_decodes: bool, queued_decodes: bool, states: list) -> bool:
+        requests = [types.SimpleNamespace(_tgvkv_state=state) for state in states]
+        queued = types.SimpleNamespace(forward_mode=mode(queued_decodes), reqs=requests)
+        scheduler = types.SimpleNamespace(
+            server_args=types.SimpleNamespace(_tgvkv=TgvConfig(zero_bubble=zero_bubble)), result_queue=[(queued, None)]
+        )
+        batch = types.SimpleNamespace(forward_mode=mode(batch_decodes))
+        return is_disable_overlap_for_batch(lambda self, batch, last: False, scheduler, batch, None)
+
+    assert held_back(True, False, [None, "vision"]) is not zero_bubble
+    assert not held_back(True, False, [None, None])  # text alone overlaps as stock
+    assert not held_back(True, True, ["vision"])
+    assert not held_back(False, False, ["vision"])
+
+
+@pytest.fixture
+def graph_runner(monkeypatch):
+    """A stand-in for SGLang's decode graph runner with our backend's three graph methods; notes captures."""
+    from tgvkv_sglang.sglang_seam import cuda_graphs
+
+    class Backend:
+        capturing = False
+
+        @contextlib.contextmanager
+        def capture_views(self):
+            self.capturing = True
+            yield
+            self.capturing = False
+
+        def views_in(self, states):
+            return "viewed" in states
+
+        def graph_fits(self, states):
+            return "too many" not in states
+
+    monkeypatch.setattr(cuda_graphs, "states_of", lambda batch: batch.states)
+    return types.SimpleNamespace(attn_backend=Backend())
+
+
+def decode_batch(states: list | None, decode: bool = True):
+    return types.SimpleNamespace(states=states, forward_mode=types.SimpleNamespace(is_decode=lambda: decode))
+
+
+def test_every_batch_size_is_captured_without_and_with_views(graph_runner):
+    from tgvkv_sglang.sglang_seam.cuda_graphs import capture_one_shape
+
+    captured = []
+
+    def original(self, size, forward, stream_idx, label):
+        captured.append((size, label, self.attn_backend.capturing))
+
+    capture_one_shape(original, graph_runner, 4, None)
+    capture_one_shape(original, graph_runner, 2, None, 0, "lora")
+    assert captured == [(4, None, False), (4, "tgvkv", True), (2, "lora", False), (2, "lora+tgvkv", True)]
+    stock = types.SimpleNamespace(attn_backend=types.SimpleNamespace(capturing=None))
+    capture_one_shape(original, stock, 1, None)
+    assert captured[4:] == [(1, None, None)]
+
+
+def test_a_decode_batch_goes_through_the_graph_that_fits_it(graph_runner):
+    from tgvkv_sglang.sglang_seam.cuda_graphs import can_run_graph, resolve_variant
+
+    label = lambda batch, stock=None: resolve_variant(lambda self, batch: stock, graph_runner, batch)  # noqa: E731
+    assert label(decode_batch(["viewed", None])) == "tgvkv"
+    assert label(decode_batch(["viewed"]), "nolora") == "nolora+tgvkv"
+    assert label(decode_batch([None])) is label(decode_batch(None)) is label(decode_batch(["viewed"], False)) is None
+    fits = lambda batch, stock=True: can_run_graph(lambda self, batch: stock, graph_runner, batch)  # noqa: E731
+    assert fits(decode_batch(["viewed"])) and fits(decode_batch(None))
+    assert not fits(decode_batch(["too many"])) and not fits(decode_batch(["viewed"]), stock=False)
 
 
 def test_slot_zero_is_never_freed():

@@ -54,3 +54,34 @@ def test_unit_ids_beyond_int32_are_refused():
     huge = torch.empty(2**16, 2**15, 1, 0)  # takes no memory
     with pytest.raises(ValueError, match="65536 layers x 32768 slots exceed"):
         UnitStore(huge, huge)
+
+
+def test_moves_run_on_the_forward_stream_in_order(monkeypatch):
+    """What a GPU needs: wait for the scheduler's stream, move on the other, keep the lists alive until then."""
+    k, v, _ = make(v_dim=4)
+    store = UnitStore(k, v)
+    events = []
+
+    class Stream:
+        def wait_stream(self, other):
+            events.append(("waits for", other))
+
+    class On:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            events.append(("on", self.stream))
+
+        def __exit__(self, *error):
+            events.append(("off", self.stream))
+
+    forward = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "scheduler")
+    monkeypatch.setattr(torch.cuda, "stream", On)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: events.append((tensor.tolist(), stream)))
+    monkeypatch.setattr(store, "_move", lambda source, target: events.append("moved"))
+    store.move_on(forward)
+    store.move(torch.tensor([1, 2]), torch.tensor([3, 4]))
+    assert events == [("waits for", "scheduler"), ("on", forward), "moved", ("off", forward), ([1, 2], forward),
+                      ([3, 4], forward)]  # fmt: skip

@@ -12,14 +12,9 @@ from typing import Sequence
 import torch
 
 from ..kv.views import ViewTable
+from .upload import to_device, upload
 
 Tables = Sequence[ViewTable | None]
-
-
-def to_device(values: Sequence[int], device: torch.device, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-    """A small host list on the device, without waiting for the copy."""
-    pin = device.type == "cuda"
-    return torch.tensor(values, dtype=dtype, pin_memory=pin).to(device, non_blocking=True)
 
 
 @dataclass
@@ -113,7 +108,7 @@ def row_requests(row_counts: Sequence[int], device: torch.device) -> torch.Tenso
     """``[R]`` int32: which request each query row of a prefill belongs to."""
     counts = torch.tensor(row_counts)
     rows = torch.repeat_interleave(torch.arange(len(row_counts), dtype=torch.int32), counts)
-    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows
+    return upload(rows, device)
 
 
 def stamp_of(tables: Tables) -> tuple:

@@ -18,6 +18,7 @@ from ..kv.store import UnitStore
 from ..kv.views import KeptUnits
 from ..scoring.select import Kept
 from ..types import Span
+from .upload import upload
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
@@ -93,7 +94,9 @@ class Grounding:
             row: ``[n]`` the request's page-table row (slot of each logical position); only the text and vision
                 positions of this grounding are read.
         """
-        self._text, self._vision = (at.to(row.device) for at in (self.text_positions, self.vision_positions))
+        self._text, self._vision = (
+            upload(at, row.device) for at in (self.text_positions, self.vision_positions)
+        )
         self._text_slots, self.vision_slots = row[self._text].long(), row[self._vision].long()
 
     def add(self, layer: int, q: torch.Tensor, lse_e: torch.Tensor) -> None:
@@ -103,8 +106,8 @@ class Grounding:
 
     def finish_layer(self, layer: int, store: UnitStore, scale: float) -> None:
         """Score one layer once all its text rows are stashed and :meth:`locate` was called. scale: softmax scale."""
-        q = torch.cat([rows for rows, _ in self._stash[layer]])
-        lse_e = torch.cat([lse for _, lse in self._stash[layer]])
+        chunks = zip(*self._stash[layer], strict=True)
+        q, lse_e = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in chunks)
         self._stash[layer] = []
         keys = store.k_flat[store.units_of(self._text_slots, layer)]
         w = self._reduce(text_weights(q, keys, lse_e, scale, total_q_heads=self._heads))

@@ -17,9 +17,10 @@ from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
-from ..attention.batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_requests, stamp_of, to_device
+from ..attention.batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_requests, stamp_of
 from ..attention.flashinfer import Step, dense_indices, merge_views
 from ..attention.rows import Row, plan_prefill_rows, stash_and_score
+from ..attention.upload import upload
 from ..errors import UnsupportedServerError
 from .batches import current_states, states_of
 from .server_args import config_of
@@ -113,8 +114,7 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
         grounding = row.state.grounding
         if row.last_chunk:
             grounding.locate(self.req_to_token_pool.req_to_token.index_select(0, pool_index)[0, : row.length])
-        rows = grounding.rows(row.prefix, row.length) + row.start
-        return to_device(rows.tolist(), self._store.device, torch.int64)
+        return upload(grounding.rows(row.prefix, row.length) + row.start, self._store.device)
 
     def _prepare_dequant_workspace_metadata_for_extend(self, forward_batch: Any, use_ragged: bool = False) -> None:
         """Stock code takes a prefill's index rows and their lengths from here when they are set."""
