@@ -34,7 +34,7 @@ def plot_load(rows: list[dict], path: Path) -> None:
                 axis.bar(places, heights, width, color=f"C{i}", alpha=1.0 if name == names[0] else 0.3,
                          label=server if name == names[0] else None)  # fmt: skip
         axis.set_title(title, fontsize=10)
-        axis.set_xticks(range(len(loads)), loads)
+        axis.set_xticks(range(len(loads)), loads, rotation=20)
     axes.flat[0].legend()
     measured = rows[0]["measured"]["machine"]
     pools = ", ".join(sorted({str(row["pool"]) for row in rows}))

@@ -154,6 +154,30 @@ def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):
     assert calls == [(1, 2, 3, 4, 5, True)] * 2
 
 
+def test_a_batch_without_vision_is_stock_flashinfer_call_for_call(monkeypatch):
+    from tgvkv_sglang.sglang_seam import flashinfer_backend as seam
+
+    calls = []
+    for name in ("init_forward_metadata", "forward_extend", "forward_decode"):
+        monkeypatch.setattr(
+            seam.FlashInferAttnBackend, name, lambda self, *args, name=name: calls.append((name, *args)) or "stock"
+        )
+    for name in ("merge_views", "dense_indices", "BatchUnits", "Holes", "stash_and_score"):
+        monkeypatch.setattr(seam, name, lambda *args: pytest.fail("code for views ran on a batch without vision"))
+    monkeypatch.setattr(seam, "states_of", lambda batch: None)
+    ours = object.__new__(seam.TgvFlashInferBackend)
+    ours.init_forward_metadata("batch")
+    assert ours.forward_extend(1, 2, 3, 4, 5) == ours.forward_decode(1, 2, 3, 4, 5) == "stock"
+    ours._update_decode(lambda *args, **options: calls.append((args, options)), 1, 2, 3, 4, decode_wrappers=5,
+                        encoder_lens=6, spec_info=None, fixed_split_size=8)  # fmt: skip
+    assert calls == [
+        ("init_forward_metadata", "batch"),
+        ("forward_extend", 1, 2, 3, 4, 5, True),
+        ("forward_decode", 1, 2, 3, 4, 5, True),
+        ((1, 2, 3, 4, 5, 6, None), {"fixed_split_size": 8}),
+    ]
+
+
 @pytest.mark.parametrize("zero_bubble", (False, True))
 def test_a_decode_step_waits_for_the_selection_of_its_prefill_unless_zero_bubble(zero_bubble):
     from tgvkv_sglang.sglang_seam.batches import is_disable_overlap_for_batch
