@@ -242,9 +242,9 @@ class Engine:
 
     def _insert(self, req: Request, length: int) -> Inserted:
         state = req.state
-        grounding_start = state.plan.start if state is not None and length <= state.prompt_len else None
+        grounding = (state.plan.start, state.prompt_len) if state is not None else None
         inserted = self.tree.insert(
-            req.namespace, array(req.ids[:length]), req.row[:length].clone(), req.prot, req.atomic, grounding_start
+            req.namespace, array(req.ids[:length]), req.row[:length].clone(), req.prot, req.atomic, grounding
         )
         req.row[req.prot : length] = inserted.slots[req.prot : length]
         req.prot = max(req.prot, length)

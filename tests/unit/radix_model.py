@@ -108,13 +108,17 @@ class Model:
 
     # -- changes -------------------------------------------------------------------------------------------------
 
-    def insert(self, req: Request, row: list[int], start: int, length: int, grounding_start: int | None) -> set[int]:
+    def insert(
+        self, req: Request, row: list[int], start: int, length: int, grounding: tuple[int, int] | None
+    ) -> set[int]:
         """Take over ``row[start:length]``; returns the slots that are duplicates and must have been freed."""
+        began, prompt_end = grounding or (None, 0)
         spans = {pid for span in self.prefixes.span.values() for pid in span}
         duplicates = set()
         for pid, slot in list(zip(req.pids, row, strict=False))[start:length]:
             if pid not in self.tokens:
-                self.ground[pid] = None if pid in spans else grounding_start
+                asked = self.prefixes.depth[pid] <= prompt_end and pid not in spans
+                self.ground[pid] = began if asked else None
             elif self.tokens[pid]:
                 duplicates.add(slot)
                 continue

@@ -46,12 +46,12 @@ class SpanTreeMachine(RuleBasedStateMachine):
         """Follow the engine's insertions on the model, and check what each returned and freed."""
         tree, model = self.engine.tree, self.model
 
-        def insert(namespace, ids, slots, owned_from, atomic, grounding_start=None):
+        def insert(namespace, ids, slots, owned_from, atomic, grounding=None):
             pids = self.engine.prefixes.walk(namespace, ids.tolist(), atomic)
             stand_in = Request("", namespace, atomic, [], pids, None)
             freed = len(self.engine.pool.freed)
-            duplicates = model.insert(stand_in, slots.tolist(), owned_from, len(ids), grounding_start)
-            inserted = type(tree).insert(tree, namespace, ids, slots, owned_from, atomic, grounding_start)
+            duplicates = model.insert(stand_in, slots.tolist(), owned_from, len(ids), grounding)
+            inserted = type(tree).insert(tree, namespace, ids, slots, owned_from, atomic, grounding)
             assert set(self.engine.pool.freed[freed:]) == duplicates
             assert inserted.slots.tolist() == [model.tokens[pid] for pid in pids]
             assert inserted.node.end == len(ids) and [n.end for n in inserted.path] == sorted(

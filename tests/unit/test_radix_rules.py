@@ -283,6 +283,20 @@ def test_retracted_request_goes_on_with_its_view(engine):
     assert req.state.views == views
 
 
+def test_prompt_of_a_retracted_request_is_grounding_though_its_answer_follows_in_the_same_chunk(engine):
+    req = engine.serve(SYSTEM + IMAGE + WHAT, [7, 8])
+    engine.drop(req)
+    engine.tree.evict(99)
+    engine.admit(req)
+    engine.forward(req, len(req.prompt) + 1)
+    engine.stash_chunk(req)
+    engine.forward(req, 1)
+    engine.process_prefill(req, engine.first_third)
+    # a sibling's first word is in the cache, and is computed again to ground its selection
+    assert match(engine, SYSTEM + IMAGE + WHERE).length == len(SYSTEM + IMAGE)
+    assert match(engine, SYSTEM + IMAGE + WHAT + [7, 9]).length == len(req.prompt) + 1  # generated text grounds nothing
+
+
 def test_abort_in_the_middle_of_an_image_frees_the_private_tail(engine):
     req = engine.request(SYSTEM + IMAGE + WHAT)
     engine.admit(req)

@@ -203,7 +203,7 @@ class SpanTree:
         slots: torch.Tensor,
         owned_from: int,
         atomic: bool,
-        grounding_start: int | None = None,
+        grounding: tuple[int, int] | None = None,
     ) -> Inserted:
         """Give the slots of ``ids`` to the tree.
 
@@ -213,9 +213,10 @@ class SpanTree:
         Args:
             ids: ``[n]`` ids of whole spans (see :func:`whole_prefix`).
             slots: ``[n]`` int64 the caller's slots.
-            grounding_start: mark new text as one prefill's grounding that began there.
+            grounding: ``[start, end)`` of the new text of one prefill, to be marked as such; what follows is generated.
         """
         node, pos, path, duplicates = self.root, 0, [], []
+        start, prompt_end = grounding or (None, 0)
         ends = dict(vision_runs(ids)) if atomic else {}
         starts = sorted(ends)
         while pos < len(ids):
@@ -224,8 +225,10 @@ class SpanTree:
             child = node.children.get(key)
             if child is None:
                 end = run_end or next((s for s in starts if s > pos), len(ids))
+                asked = not run_end and pos < prompt_end  # the prompt's own text gets nodes of its own
+                end = min(end, prompt_end) if asked else end
                 child = self._add(node, key, ids[pos:end], slots[pos:end], bool(run_end))
-                child.grounding_start = None if run_end else grounding_start
+                child.grounding_start = start if asked else None
             else:
                 matched = shared_prefix(child.key, ids[pos : pos + len(child)])
                 if matched < len(child):

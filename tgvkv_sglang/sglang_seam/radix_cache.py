@@ -143,18 +143,12 @@ class TgvRadixCache(BasePrefixCache):
     # -- insert --------------------------------------------------------------------------------------------------
 
     def _insert(self, req: Any, ids: Any, length: int) -> Inserted:
-        """Give the request's slots of ``ids[:length]`` to the tree and point its row at the tree's slots.
-
-        The prompt goes first where generated tokens of a retracted request follow it: its text is marked as grounding,
-        and its end is a node's end, where views hang.
-        """
+        """Give the request's slots of ``ids[:length]`` to the tree and point its row at the tree's slots."""
         state = state_of(req)
-        if state is not None and req.cache_protected_len < state.prompt_len < length:
-            self._insert(req, ids, state.prompt_len)
         row = self.req_to_token_pool.req_to_token[req.req_pool_idx, :length].to(torch.int64)
-        grounding_start = state.plan.start if state is not None and length <= state.prompt_len else None
+        grounding = (state.plan.start, state.prompt_len) if state is not None else None
         atomic = self._atomic(req.extra_key)
-        inserted = self.tree.insert(req.extra_key, ids[:length], row, req.cache_protected_len, atomic, grounding_start)
+        inserted = self.tree.insert(req.extra_key, ids[:length], row, req.cache_protected_len, atomic, grounding)
         fresh = slice(req.cache_protected_len, length)
         self.req_to_token_pool.write((req.req_pool_idx, fresh), inserted.slots[fresh].to(torch.int32))
         req.cache_protected_len = max(req.cache_protected_len, length)
