@@ -165,8 +165,9 @@ class Model:
         views = [r for r in self.views if r.span == span[-1] and (not only_locked or r.end in locked)]
         if not views or not self.unpinned(span, locked):
             return 0
-        needed = [r for r in views if not r.view.packed and (r.users or not self.superseded(r, views, locked))]
-        return max(0, len(span) - sum(record.slots for record in needed))
+        old = [record for record in views if not record.users and self.superseded(record, views, locked)]
+        room = len(span) - sum(record.slots for record in views if not record.view.packed and record not in old)
+        return room + sum(map(self.block, old)) if room > 0 else 0
 
     def evictable(self, requests: list[Request]) -> int:
         locked = self.locked(requests)

@@ -311,6 +311,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
             assert node.atom or not node.users
         assert engine.tree.total == model.total()
         assert engine.tree.evictable == model.evictable(engine.requests)
+        assert all(node.value is not None or node.views for node in engine.tree.leaves), "nothing is left of this span"
         in_tree = [view for node in nodes.values() for view in node.views]
         assert len(in_tree) == len(model.views) and set(in_tree) == {r.view for r in model.views}
 
@@ -339,7 +340,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
             self.engine.drop(req)
         self._evict(self.engine.tree.evictable)
         assert sorted(self.engine.pool.free_slots) == list(range(1, self.engine.pool.capacity + 1))
-        assert self.engine.tree.total == 0  # what is left owns nothing: reclaimed spans whose views are gone
+        assert self.engine.tree.total == 0  # what is left owns nothing: reclaimed spans with views that kept nothing
 
 
 def test_tree_equals_the_model():

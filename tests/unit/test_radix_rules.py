@@ -1,41 +1,31 @@
-"""The rules of sharing (docs/design.md, "Rules"), one example each. Requests run on the stand-in engine."""
+"""The rules of sharing (docs/design.md, "Rules"), one example each; those of reclaim are in ``test_radix_reclaim``."""
 
 import numpy as np
 import pytest
 import torch
 
-from tests.unit.radix_engine import Engine, Request
+from tests.unit.radix_engine import Engine
+from tests.unit.radix_examples import (
+    IMAGE,
+    OTHER,
+    SYSTEM,
+    WHAT,
+    WHERE,
+    finished,
+    match,
+    new_engine,
+    reclaim,
+    span_nodes,
+)
 from tgvkv_sglang.errors import IntegrityError
 from tgvkv_sglang.kv import integrity
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE, vision_runs
+from tgvkv_sglang.kv.nodes import vision_runs
 from tgvkv_sglang.kv.radix import whole_prefix
-
-IMAGE, OTHER = [VISION_PAD_BASE + 1] * 9, [VISION_PAD_BASE + 2] * 6
-SYSTEM, WHAT, WHERE = [1, 2, 3, 4], [11, 12, 13], [11, 22, 23]
-LAYERS = 3
 
 
 @pytest.fixture
 def engine() -> Engine:
-    return Engine(capacity=100, layers=LAYERS)
-
-
-def finished(engine: Engine, prompt: list[int], output: list[int] = ()) -> Request:
-    req = engine.serve(prompt, output)
-    engine.finish(req, engine.first_third)
-    return req
-
-
-def reclaim(engine: Engine) -> int:
-    return engine.tree.trim(0)
-
-
-def span_nodes(engine: Engine) -> list:
-    return [node for node in engine.tree.nodes() if node.atom]
-
-
-def match(engine: Engine, prompt: list[int]):
-    return engine.match(engine.request(prompt))
+    return new_engine()
 
 
 # -- rule 5: what may be reused ------------------------------------------------------------------------------------
@@ -114,6 +104,18 @@ def test_match_is_cut_before_the_first_uncovered_span(engine):
     assert found.length == len(SYSTEM + IMAGE + WHAT) + 1 and len(found.views) == 1
 
 
+def test_repeated_prompt_whose_later_image_is_gone_is_grounded_anew_in_all_its_images(engine):
+    """What hangs at its end is the earlier image's view alone: together they are the same question, one is not."""
+    prompt = IMAGE + [5] + OTHER + WHAT
+    finished(engine, prompt, [7])
+    assert engine.tree.evict(1) == 6  # IMAGE alone: it is packed at the prompt's end
+    finished(engine, prompt + [7] + WHERE)  # of OTHER this is the deeper view
+    reclaim(engine)
+    (deep,) = [node for node in engine.tree.nodes() if node.end == len(prompt) and node.views]
+    assert [view.span.start for view in deep.views] == [0]
+    assert match(engine, prompt).length == 0
+
+
 def test_heal(engine):
     finished(engine, SYSTEM + IMAGE + WHAT)
     reclaim(engine)
@@ -152,120 +154,6 @@ def test_whole_prefix_never_cuts_an_image():
     assert vision_runs(ids) == [(4, 13)]
     assert [whole_prefix(ids, n, True) for n in (3, 4, 5, 12, 13, 14)] == [3, 4, 4, 4, 13, 14]
     assert whole_prefix(ids, 5, False) == 5
-
-
-# -- rule 4: reclaim -----------------------------------------------------------------------------------------------
-
-
-def test_deepest_view_of_each_branch_is_packed_the_others_are_dropped(engine):
-    finished(engine, SYSTEM + IMAGE + WHAT, [7])
-    finished(engine, SYSTEM + IMAGE + WHAT + [7] + WHERE)
-    finished(engine, SYSTEM + IMAGE + WHERE)
-    (node,) = span_nodes(engine)
-    assert len(node.span_views) == 3
-    reclaim(engine)
-    kept = {(view.grounding, view.packed) for view in node.span_views}
-    assert kept == {((17, 20), True), ((13, 16), True)}
-    assert match(engine, SYSTEM + IMAGE + WHERE + [5]).length == 16
-
-
-def test_packing_that_frees_nothing_is_not_done(engine):
-    def everything(tokens):
-        return torch.ones(LAYERS, tokens, dtype=torch.bool)
-
-    req = engine.serve(SYSTEM + IMAGE + WHAT, keep=everything)
-    (view,) = req.state.views
-    assert reclaim(engine) == 0 and engine.tree.evictable == 0
-    assert not view.packed and view.span.value is not None
-
-
-def test_least_recently_used_span_goes_first(engine):
-    a, b = finished(engine, IMAGE + WHAT), finished(engine, OTHER + WHAT)
-    engine.match(a)  # now b's image is the older one
-    assert engine.tree.evict(1) == 4
-    left = {node.end - node.start: node.value is not None for node in span_nodes(engine)}
-    assert left == {len(IMAGE): True, len(OTHER): False}
-    assert b.prompt[: len(OTHER)] == OTHER
-
-
-def test_full_spans_go_before_nodes_and_nodes_oldest_first(engine):
-    finished(engine, SYSTEM + IMAGE + WHAT)
-    finished(engine, [41, 42])
-    finished(engine, [51, 52])
-    assert engine.tree.evict(6) == 6
-    for prompt, held in (([51, 52, 1], 2), (SYSTEM + IMAGE + WHAT + [1], 16), ([41, 42, 1], 2)):
-        assert match(engine, prompt).length == held  # nothing but the full span is gone
-    assert engine.tree.evict(1) == 2
-    assert [match(engine, [word, word + 1, 1]).length for word in (41, 51)] == [2, 0]
-
-
-def test_locked_span_is_reclaimable_when_every_user_decodes_through_a_view(engine):
-    a = engine.serve(SYSTEM + IMAGE + WHAT)
-    b = engine.request(SYSTEM + IMAGE + WHERE)
-    engine.admit(b)
-    assert engine.tree.evictable == 0 and engine.tree.evict(5) == 0  # b's prefill reads the image
-    engine.forward(b, len(b.prompt) - b.kv)
-    engine.process_prefill(b, engine.first_third)
-    # two views of 3 units in each of 3 layers: 3 slots each
-    assert engine.tree.evictable == len(IMAGE) - 6
-    assert engine.tree.evict(1) == 3 and engine.tree.evictable == 0
-    for req in (a, b):
-        assert req.row[4:13].tolist() == [0] * 9 and 0 not in req.row[:4].tolist() + req.row[13:16].tolist()
-        units, positions = req.state.decode_table.layer(2)
-        assert positions.tolist() == [4, 5, 6]
-        engine.pool.check_units(units, req.pids[4:7], torch.tensor([2, 2, 2]), "packed view")
-
-
-def test_span_becomes_reclaimable_when_another_branch_is_dropped(engine):
-    def everything(tokens):
-        return torch.ones(LAYERS, tokens, dtype=torch.bool)
-
-    sibling = engine.serve(SYSTEM + IMAGE + WHERE, keep=everything)
-    engine.finish(sibling, everything)
-    running = engine.serve(SYSTEM + IMAGE + WHAT)
-    # 3 slots for the running view and 9 for the other do not fit in 9; without the other question (2 slots) 6 are left
-    assert engine.tree.evictable == 2 + 6
-    assert engine.tree.evict(8) == 8 and running.row[4:13].tolist() == [0] * 9
-
-
-def test_request_without_a_view_pins_its_span(engine):
-    req = engine.serve(SYSTEM + IMAGE)  # no text after the image: nothing is selected
-    assert req.state.views == [] and engine.tree.evictable == 0 and engine.tree.evict(99) == 0
-
-
-@pytest.mark.parametrize("units", [0, 1, 2, 3, 4, 7, 26, 27])
-def test_eager_reclaim_gives_back_exactly_what_the_formula_says(units):
-    def keep(tokens):
-        return (torch.arange(LAYERS * tokens) < units).reshape(LAYERS, tokens)
-
-    engine = Engine(capacity=100, layers=LAYERS, reclaimable_share=0.0)
-    engine.serve(SYSTEM + IMAGE + WHAT, keep=keep)
-    used = len(SYSTEM) + len(WHAT) + -(-units // LAYERS)
-    assert len(engine.pool.free_slots) == 100 - used
-
-
-def test_full_budget_is_kept_to():
-    engine = Engine(capacity=100, layers=LAYERS, reclaimable_share=0.1)
-    finished(engine, IMAGE + WHAT)
-    assert all(node.value is not None for node in span_nodes(engine))
-    finished(engine, OTHER + WHAT)
-    assert {len(node) for node in span_nodes(engine) if node.value is not None} == {len(OTHER)}
-
-
-def test_repeated_prompt_in_chunks_holds_the_view_it_replays(engine):
-    """Asking for input log-probabilities limits the match, so that even a repeated prompt may run in chunks."""
-    question = WHAT + [14, 15]
-    finished(engine, SYSTEM + IMAGE + question)
-    reclaim(engine)
-    req = engine.request(SYSTEM + IMAGE + question)
-    (view,) = engine.admit(req, limit=len(SYSTEM + IMAGE) + 1).views
-    engine.forward(req, 2)
-    engine.stash_chunk(req)
-    assert engine.tree.evict(99) == 0 and view in view.span.span_views
-    engine.forward(req, len(req.prompt) - req.kv)
-    engine.process_prefill(req, engine.first_third)
-    units, positions = req.state.decode_table.layer(1)
-    engine.pool.check_units(units, [req.pids[p] for p in positions], torch.tensor([1, 1, 1]), "replayed view")
 
 
 # -- leaving -------------------------------------------------------------------------------------------------------

@@ -277,6 +277,15 @@ class SpanTree:
         self._reclaimer.changed()
         return view
 
+    def drop_view(self, view: View) -> None:
+        """Take an unused view off the tree and free the slots it owns."""
+        view.node.views.remove(view)
+        view.span.span_views.discard(view)
+        self._reclaimer.changed()
+        if view.block is not None:
+            self.grow(view.node, -len(view.block))
+            self.release(view.block)
+
     # -- locks ---------------------------------------------------------------------------------------------------
 
     def lock(self, node: Node) -> int:
@@ -335,11 +344,9 @@ class SpanTree:
         """Remove an unlocked leaf and free all it owns; returns the number of slots."""
         assert not node.children and node.lock_ref == 0
         freed = node.own_slots
-        self.grow(node, -freed)
-        for view in node.views:
-            view.span.span_views.discard(view)
-            if view.block is not None:
-                self.release(view.block)
+        for view in list(node.views):
+            self.drop_view(view)
+        self.grow(node, -node.own_slots)
         if node.value is not None:
             self.release(node.value)
         self.full_spans.discard(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,22 @@ from .views import View
 
 if TYPE_CHECKING:
     from .radix import SpanTree
+
+
+@dataclass
+class Plan:
+    """What reclaiming one full span would do; views in a fixed order (ranks agree).
+
+    Attributes:
+        pack: index views to keep: those in use, and of each branch the deepest.
+        drop: views that another one supersedes; a packed one (the span was healed since) gives its slots back.
+        gain: slots that become free.
+    """
+
+    span: Node
+    pack: list[View]
+    drop: list[View]
+    gain: int
 
 
 class Reclaimer:
@@ -27,53 +44,47 @@ class Reclaimer:
 
     # -- what could be freed -------------------------------------------------------------------------------------
 
-    def _packed_size(self, views: list[View]) -> int:
-        return sum(self._tree.store.slots_for(len(view)) for view in views)
+    def _plan(self, span: Node, locked_only: bool = False) -> Plan | None:
+        """How to reclaim a span, or None if packing would free nothing.
+
+        What dropped views give is not weighed against the packing: it may lie on unlocked nodes, and what
+        :meth:`locked_gain` promises must not depend on those.
+        """
+        views = [view for view in span.span_views if view.node.lock_ref or not locked_only]
+        views.sort(key=lambda view: (view.node.last_access, view.node.start, view.grounding))
+        drop = [view for view in views if not view.users and any(_supersedes(other, view) for other in views)]
+        pack = [view for view in views if not view.packed and view not in drop]
+        room = len(span) - sum(self._tree.store.slots_for(len(view)) for view in pack)
+        given = sum(len(view.block) for view in drop if view.block is not None)
+        return Plan(span, pack, drop, room + given) if room > 0 else None
 
     def locked_gain(self) -> int:
         """Slots that locked spans can still give once every unlocked node is gone."""
         if self._gain is None:
-            self._gain = sum(
-                max(0, len(span) - self._packed_size(self._mattering(span, locked_only=True)))
-                for span in self._tree.full_spans
-                if span.lock_ref and span.unpinned
-            )
+            spans = (span for span in self._tree.full_spans if span.lock_ref and span.unpinned)
+            plans = (self._plan(span, locked_only=True) for span in spans)
+            self._gain = sum(plan.gain for plan in plans if plan is not None)
         return self._gain
 
-    def _mattering(self, span: Node, locked_only: bool = False) -> list[View]:
-        """Index views to keep: those in use, and of each branch the deepest. In a fixed order (ranks agree)."""
-        views = [view for view in span.span_views if not locked_only or view.node.lock_ref]
-        kept = [
-            view
-            for view in views
-            if not view.packed and (view.users or not any(_supersedes(other, view) for other in views))
-        ]
-        return sorted(kept, key=lambda view: (view.node.last_access, view.node.start, view.grounding))
-
-    def _reclaimable(self) -> list[tuple[Node, list[View], int]]:
-        """(span, views to pack, slots gained) of every span whose reclaim would free something, oldest first."""
-        rows = []
-        for span in self._tree.full_spans:
-            if span.unpinned and span.span_views:
-                views = self._mattering(span)
-                gain = len(span) - self._packed_size(views)
-                if gain > 0:
-                    rows.append((span, views, gain))
-        return sorted(rows, key=lambda row: (row[0].last_access, row[0].start))
+    def _plans(self) -> list[Plan]:
+        """Plans for every span whose reclaim would free something, least recently used first."""
+        spans = (span for span in self._tree.full_spans if span.unpinned and span.span_views)
+        plans = [plan for plan in map(self._plan, spans) if plan is not None]
+        return sorted(plans, key=lambda plan: (plan.span.last_access, plan.span.start))
 
     # -- freeing -------------------------------------------------------------------------------------------------
 
-    def reclaim(self, span: Node, views: list[View]) -> int:
-        """Pack ``views`` into the span's first slots, free the others; returns the number freed.
+    def reclaim(self, plan: Plan) -> int:
+        """Pack views into the span's first slots, free the others and what dropped views held; returns how many.
 
         All sources are read before any target is written (:meth:`UnitStore.move`), so that it needs no free memory.
         """
-        tree, store, slots = self._tree, self._tree.store, span.value
-        for view in [v for v in span.span_views if not v.packed and v not in views]:
-            span.span_views.discard(view)
-            view.node.views.remove(view)
-        source, target, used = [], [], 0
-        for view in views:
+        tree, store, span = self._tree, self._tree.store, plan.span
+        slots, held, used = span.value, tree.total, 0
+        for view in plan.drop:
+            tree.drop_view(view)
+        source, target = [], []
+        for view in plan.pack:
             block = slots[used : used + store.slots_for(len(view))].clone()
             units = store.dense_units(block, len(view))
             source.append(view.units)
@@ -89,27 +100,27 @@ class Reclaimer:
         tree.full_spans.discard(span)
         tree.grow(span, -len(span))
         tree.release(slots[used:])
-        return len(slots) - used
+        return held - tree.total
 
     def _reclaim_until(self, slots: int) -> int:
         freed = 0
-        for span, views, _ in self._reclaimable():
+        for plan in self._plans():
             if freed >= slots:
                 break
-            freed += self.reclaim(span, views)
+            freed += self.reclaim(plan)
         return freed
 
     def _drop_until(self, slots: int) -> int:
         """Drop unlocked nodes, least recently used first, as stock SGLang does."""
         freed, tree = 0, self._tree
-        heap = [(node.last_access, node.start, id(node), node) for node in tree.leaves]
+        heap = [_turn(node) for node in tree.leaves]
         heapq.heapify(heap)
-        while heap and freed < slots:
+        while heap and (freed < slots or _hollow(heap[0][-1])):
             node = heapq.heappop(heap)[-1]
             parent = node.parent
             freed += tree.drop_leaf(node)
             if parent in tree.leaves:
-                heapq.heappush(heap, (parent.last_access, parent.start, id(parent), parent))
+                heapq.heappush(heap, _turn(parent))
         return freed
 
     def evict(self, slots: int) -> int:
@@ -122,14 +133,24 @@ class Reclaimer:
 
     def trim(self, slots: int) -> int:
         """Reclaim until the slots that reclaimable full spans hold are at most ``slots``."""
-        rows, freed = self._reclaimable(), 0
-        held = sum(len(span) for span, _, _ in rows)
-        for span, views, _ in rows:
+        plans, freed = self._plans(), 0
+        held = sum(len(plan.span) for plan in plans)
+        for plan in plans:
             if held <= slots:
                 break
-            held -= len(span)
-            freed += self.reclaim(span, views)
+            held -= len(plan.span)
+            freed += self.reclaim(plan)
         return freed
+
+
+def _hollow(leaf: Node) -> bool:
+    """True for a reclaimed span of which nothing is left: neither slots nor, below or on it, a view."""
+    return leaf.value is None and not leaf.views
+
+
+def _turn(leaf: Node) -> tuple:
+    """Sort key for dropping: hollow spans at once, the others least recently used first."""
+    return (not _hollow(leaf), leaf.last_access, leaf.start, id(leaf), leaf)
 
 
 def _supersedes(other: View, view: View) -> bool:
