@@ -21,7 +21,7 @@ from tgvkv_sglang.demo.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("tgvkv-sglang", "sglang", "torch", "transformers", "triton")
+PACKAGES = ("tgvkv-sglang", "sglang", "flashinfer-python", "torch", "transformers", "triton")
 # The harness's servers check their memory after every batch; a server whose speed is measured must not.
 UNCHECKED = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "0", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "0"}
 
@@ -94,7 +94,10 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:  # a machine without git
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -53,7 +53,8 @@ class Turn:
         return self.first_token <= slo_first and (not gaps or sum(gaps) / len(gaps) <= slo_between)
 
 
-def _percentiles(name: str, values: Sequence[float]) -> dict[str, float | None]:
+def percentiles(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """``NAME_pXX_ms`` of values in seconds (linear interpolation), each None when there are no values."""
     if not values:
         return {f"{name}_p{p}_ms": None for p in PERCENTILES}
     return {f"{name}_p{p}_ms": round(1000 * float(np.percentile(values, p)), 2) for p in PERCENTILES}
@@ -79,8 +80,8 @@ def summarise(turns: Sequence[Turn], seconds: float, slo_first: float, slo_betwe
         "requests": len(turns),
         "errors": len(turns) - len(good),
         "seconds": round(seconds, 2),
-        **_percentiles("ttft", [turn.first_token for turn in good]),
-        **_percentiles("itl", [gap for turn in good for gap in turn.between_tokens]),
+        **percentiles("ttft", [turn.first_token for turn in good]),
+        **percentiles("itl", [gap for turn in good for gap in turn.between_tokens]),
         "requests_per_s": round(len(good) / seconds, 3),
         "answer_tokens_per_s": round(sum(turn.tokens[-1] for turn in good) / seconds, 2),
         "goodput_per_s": round(sum(turn.meets(slo_first, slo_between) for turn in good) / seconds, 3),

@@ -41,9 +41,8 @@ PRUNE = (
     "sgl_kernel/sm100/*",
     "xgrammar/lib/*",  # a static library
     "xgrammar/include/*",
-    "flashinfer/data/cutlass/*",  # headers of modules that are built beforehand
-    "flashinfer/data/cccl/*",
-    "flashinfer/data/spdlog/*",
+    *(f"flashinfer/data/cutlass/{name}/*" for name in ("test", "python", "examples")),
+    *(f"flashinfer/data/cccl/{name}/*" for name in ("ci", "docs", "benchmarks", "python")),
     "sglang/multimodal_gen/*",
     "sglang/test/*",
     "sglang/srt/server/*.so",  # the Rust server

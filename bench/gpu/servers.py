@@ -1,0 +1,161 @@
+"""The live servers of a part: started side by side, waited for together, stopped for certain."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+from bench.gpu.models import is_dummy, model_directory
+from bench.gpu.programme import ServerSpec
+from tests.server.harness import CPU_FLAGS, STRICT, Server, free_port
+
+STARTED = "servers.json"
+"""Process groups of the servers that a part started, for whoever has to clean up after it."""
+USERS = 64
+GPU_FLAGS = (
+    *("--dtype", "bfloat16", "--max-running-requests", str(USERS), "--cuda-graph-max-bs-decode", str(USERS)),
+    # SGLang's default on Hopper needs FlashAttention 3, a library of over a GB that cannot be carried. Both sides.
+    *("--mm-attention-backend", "triton_attn"),
+    # A piece every 8 tokens (and the first token at once), or the Python client and the HTTP server are the bottleneck.
+    *("--stream-interval", "8"),
+)
+SMALL_CPU_FLAGS = (*CPU_FLAGS, "--max-running-requests", "16", "--enable-precise-embedding-interpolation")
+COMMON_FLAGS = ("--enable-cache-report", "--watchdog-timeout", "600")
+CONTEXT = {True: "40960", False: "4096"}
+INFO = (
+    *(
+        "attention_backend",
+        "max_total_num_tokens",
+        "max_running_requests",
+        "chunked_prefill_size",
+        "disable_radix_cache",
+    ),
+    *("disable_overlap_schedule", "disable_cuda_graph", "mem_fraction_static", "dtype", "mm_attention_backend"),
+)
+
+
+@dataclass
+class Setup:
+    """How servers are started here.
+
+    Attributes:
+        cpu: on the CPU, for trying the machinery.
+        work: where models are made and logs kept.
+        extra_flags: for all of them. extra_env: added to every server's environment.
+    """
+
+    cpu: bool
+    work: Path
+    extra_flags: tuple[str, ...] = ()
+    extra_env: dict[str, str] | None = None
+
+
+def command(spec: ServerSpec, model: Path, port: int, setup: Setup) -> list[str]:
+    """The plain ``python -m sglang.launch_server``."""
+    words = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--host", "127.0.0.1"]
+    words += ["--port", str(port), "--attention-backend", spec.backend, "--max-total-tokens", str(spec.pool)]
+    words += ["--context-length", CONTEXT[is_dummy(spec.model)], *COMMON_FLAGS]
+    words += SMALL_CPU_FLAGS if setup.cpu else GPU_FLAGS
+    if is_dummy(spec.model):
+        words += ["--load-format", "dummy"]
+    return [*words, *spec.flags, *setup.extra_flags]
+
+
+def environment(spec: ServerSpec, setup: Setup) -> dict[str, str]:
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    env.update({"TORCH_COMPILE_DISABLE": "1"} if setup.cpu else {})
+    env.update(STRICT if spec.checked else {})
+    return {**env, **(setup.extra_env or {})}
+
+
+def start(spec: ServerSpec, setup: Setup) -> Server:
+    """Start one server without waiting for it."""
+    model = model_directory(spec.model, setup.work / "models")
+    directory = setup.work / "servers" / spec.name
+    directory.mkdir(parents=True, exist_ok=True)
+    port, log = free_port(), directory / "server.log"
+    words = command(spec, model, port, setup)
+    with log.open("wb") as out:
+        out.write((" ".join(words) + "\n").encode())
+        out.flush()
+        process = subprocess.Popen(
+            words, stdout=out, stderr=out, env=environment(spec, setup), start_new_session=True
+        )  # fmt: skip
+    return Server(f"http://127.0.0.1:{port}", log, directory / "traces", process, spec.pool)
+
+
+def ready(server: Server) -> bool:
+    with suppress(requests.RequestException):
+        return requests.get(server.url + "/health", timeout=2).ok
+    return False
+
+
+class Servers:
+    """A part's servers; use as a context manager. ``alive`` has those that came up, ``failed`` the others' log ends."""
+
+    def __init__(self, specs: list[ServerSpec], setup: Setup, limit: float):
+        self.specs, self.setup, self.limit = specs, setup, limit
+        self.alive: dict[str, Server] = {}
+        self.failed: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self._all: dict[str, Server] = {}
+
+    def __enter__(self) -> Servers:
+        began = time.monotonic()
+        try:
+            for spec in self.specs:
+                self._all[spec.name] = start(spec, self.setup)
+                groups = [server.process.pid for server in self._all.values()]
+                (self.setup.work / STARTED).write_text(json.dumps(groups))
+            waiting = dict(self._all)
+            while waiting and time.monotonic() - began < self.limit:
+                for name, server in list(waiting.items()):
+                    if ready(server):
+                        self.alive[name] = waiting.pop(name)
+                        self.seconds[name] = round(time.monotonic() - began, 1)
+                    elif not server.alive():
+                        self.failed[name] = log_end(waiting.pop(name))
+                time.sleep(0.5)
+            for name, server in waiting.items():
+                self.failed[name] = f"not up after {self.limit:.0f} s\n" + log_end(server)
+                server.stop()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        for server in self._all.values():
+            server.stop()
+        (self.setup.work / STARTED).unlink(missing_ok=True)
+
+
+def log_end(server: Server, characters: int = 6000) -> str:
+    return server.log.read_text(errors="replace")[-characters:]
+
+
+def information(server: Server) -> dict:
+    """What of the server's own account of itself belongs with a result."""
+    reply = requests.get(server.url + "/server_info", timeout=10)
+    reply.raise_for_status()
+    content = reply.json()
+    return {name: content.get(name) for name in INFO}
+
+
+def kill_left_over(work: Path) -> None:
+    """Stop what a part that was killed had started (by its process groups, nothing else)."""
+    path = work / STARTED
+    if path.is_file():
+        for group in json.loads(path.read_text()):
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+        path.unlink()

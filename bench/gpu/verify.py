@@ -1,0 +1,152 @@
+"""Check unpacked parts on a machine without a GPU, as far as that goes, before any GPU time is spent.
+
+    uv venv --python 3.12 SIM && VIRTUAL_ENV=SIM uv pip install -r bench/gpu/machine.txt
+    SIM/bin/python bench/gpu/install.py .gpu/parts/1 --to DIR --allow-cpu
+    SIM/bin/python bench/gpu/verify.py --at DIR
+
+1. Everything a server imports, with torch's CUDA queries answered as on an H200, so that SGLang takes its CUDA branches
+   and loads its sm_90 library (against a driver library without functions).
+2. FlashInfer's and SGLang's prebuilt modules are found and load; nothing is compiled.
+3. Triton finds this project's kernels in the cache; nothing is compiled.
+
+Standard library only in this process; the checks run in children with DIR's environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from install import environment  # noqa: E402 - beside this file
+
+# Put first on the path as sitecustomize: the children of the children see the same machine.
+PRETEND = """
+import types, torch
+_p = types.SimpleNamespace(major=9, minor=0, name="NVIDIA H200", total_memory=150 * 2**30, multi_processor_count=132,
+                           warp_size=32, gcnArchName="", L2_cache_size=60 * 2**20, uuid="none",
+                           shared_memory_per_block_optin=232448)
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 1
+torch.cuda.current_device = lambda: 0
+torch.cuda.get_device_capability = lambda *a, **k: (9, 0)
+torch.cuda.get_device_properties = lambda *a, **k: _p
+torch.cuda.get_device_name = lambda *a, **k: _p.name
+torch.cuda.get_arch_list = lambda: ["sm_80", "sm_90", "sm_100"]
+"""
+
+IMPORTS = """
+import importlib, sys
+for name in (
+    "sglang.launch_server sgl_kernel flashinfer flashinfer.sampling sglang.srt.managers.scheduler "
+    "sglang.srt.managers.detokenizer_manager sglang.srt.managers.tokenizer_manager sglang.srt.entrypoints.http_server "
+    "sglang.srt.model_executor.model_runner sglang.srt.layers.attention.flashinfer_backend sglang.srt.layers.sampler "
+    "sglang.srt.layers.attention.vision sglang.srt.models.qwen3_vl sglang.srt.multimodal.processors.qwen_vl "
+    "sglang.srt.model_loader.loader sglang.srt.mem_cache.memory_pool xgrammar "
+    "bench.gpu.run_all bench.gpu.part"
+).split():
+    importlib.import_module(name)
+import sgl_kernel
+assert "/sm90/" in sgl_kernel.common_ops.__file__, sgl_kernel.common_ops
+from sglang.srt.plugins import load_plugins
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+load_plugins()
+assert "tgvkv" in ATTENTION_BACKENDS, sorted(ATTENTION_BACKENDS)
+import tgvkv_sglang.sglang_seam.flashinfer_backend
+from sglang.srt.models.registry import ModelRegistry
+assert "Qwen3VLForConditionalGeneration" in ModelRegistry.get_supported_archs()
+print("imports as on an H200, with", sgl_kernel.common_ops.__file__.rsplit("/", 2)[1] + "/common_ops")
+"""
+
+MODULES = """
+import tvm_ffi.cpp
+def refuse(name, **_):
+    raise AssertionError(f"{name} is not prebuilt")
+tvm_ffi.cpp.load_inline = refuse
+from bench.gpu.modules import flashinfer_specs, sglang_modules
+for spec in flashinfer_specs():
+    assert spec.is_aot, f"{spec.name} is not prebuilt"
+    spec.build_and_load()
+for name, load in sglang_modules():
+    load()
+print(len(flashinfer_specs()), "FlashInfer and", len(sglang_modules()), "SGLang modules load")
+"""
+
+KERNELS = """
+import os
+from pathlib import Path
+from bench.gpu.modules import MODELS, VISION_TOKENS
+import torch
+from tgvkv_kernels.aot import ModelShape, compile_only, launch_all
+cache = Path(os.environ["TRITON_CACHE_DIR"])
+before = {path.name for path in cache.iterdir()}
+with compile_only(90) as compiled:
+    for model in MODELS:
+        batches = tuple(2**power for power in range(11))
+        launch_all(ModelShape(model.q_heads, model.kv_heads, model.head_dim, torch.bfloat16, model.layers,
+                              VISION_TOKENS, batches))
+new = {path.name for path in cache.iterdir()} - before
+assert compiled and not new, f"{len(new)} kernels were compiled: {sorted(new)[:5]}"
+print(sum(map(len, compiled.values())), "Triton kernels from the cache")
+"""
+
+
+def driver_stub(directory: Path, site: Path) -> None:
+    """A ``libcuda.so.1`` with the functions that SGLang's library wants, none of which does anything."""
+    library = site / "sgl_kernel" / "sm90" / "common_ops.abi3.so"
+    listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], check=True, capture_output=True, text=True)
+    names = {line.split()[-1] for line in listed.stdout.splitlines()}
+    driver = sorted(name for name in names if name.startswith("cu") and name[2:3].isupper())
+    code = "".join(f"int {name}(void) {{ return 999; }}\n" for name in driver)
+    code += "int cuInit(unsigned f) { return 100; }\nint cuDriverGetVersion(int *v) { *v = 13000; return 0; }\n"
+    (directory / "stub.c").write_text(code)
+    target = str(directory / "libcuda.so.1")
+    command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", target, str(directory / "stub.c")]
+    subprocess.run(command, check=True)
+
+
+def run(name: str, code: str, env: dict[str, str], cwd: Path) -> bool:
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=cwd, capture_output=True, text=True)
+    seconds = time.monotonic() - began
+    if done.returncode == 0:
+        print(f"ok     {name}: {done.stdout.strip().splitlines()[-1]} ({seconds:.0f} s)", flush=True)
+    else:
+        print(f"FAILED {name} ({seconds:.0f} s)\n{done.stderr[-3000:]}", flush=True)
+    return done.returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--at", type=Path, required=True, help="where install.py unpacked the parts")
+    args = parser.parse_args()
+    at = args.at.resolve()
+    if not (at / "env.sh").is_file():
+        raise SystemExit(f"{at}/env.sh is not there: run install.py --to {at} first")
+    with tempfile.TemporaryDirectory(prefix="tgvkv-verify-") as scratch:
+        directory = Path(scratch)
+        driver_stub(directory, at / "site")
+        (directory / "sitecustomize.py").write_text(PRETEND)
+        env = {**os.environ, **environment(at)}
+        pretend = {
+            **env,
+            "PYTHONPATH": f"{directory}:{env['PYTHONPATH']}",
+            "LD_LIBRARY_PATH": f"{directory}:{env['CUDA_HOME']}/lib64",
+            "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
+        }
+        results = [
+            run("imports", IMPORTS, pretend, at / "src"),
+            run("modules", MODULES, pretend, at / "src"),
+            run("kernels", KERNELS, env, at / "src"),
+        ]
+    sys.exit(not all(results))
+
+
+if __name__ == "__main__":
+    main()
