@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--commit", default="not given", help="recorded with the result")
     parser.add_argument("--out", type=Path, help="write the rows as JSON (default: print only)")
     parser.add_argument("--layers", type=int, default=36, help="36: Qwen3-VL-8B, 32: LLaVA-NeXT-Mistral-7B")
-    parser.add_argument("--main", action="store_true", help="the main cases: 4096 vision and 256 text tokens, 5 %% kept")
+    parser.add_argument("--main", action="store_true", help="main cases only: 4096 vision tokens, 5 %% kept")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit(
