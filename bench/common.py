@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Iterator
 
-from tests.server.harness import Server, launch, wait_ready
+from tests.server.harness import Server, launch
 from tgvkv_sglang.demo.tiny_model import make_tiny_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,26 +64,18 @@ def serve(
         checked: check the memory after every batch (slower; a lost slot kills the server).
 
     Raises:
-        RuntimeError: the server did not come up, or died while it was used; with the end of its log. The log is kept
-            whenever an exception leaves the block.
+        ServerFailedError: the server did not come up, or died while it was used; with the end of its log. The log is
+            kept whenever an exception leaves the block.
     """
     extra = {**({} if checked else UNCHECKED), **(env or {})}
     directory = Path(tempfile.mkdtemp(prefix="tgvkv-bench-"))
-    server, _ = launch(model, directory, *arm.flags, tokens=tokens, env=extra)
     try:
-        yield wait_ready(server)
-        if not server.alive():
-            raise RuntimeError(f"{arm.name}: the server died:\n{log_tail(server)}")
+        with launch(model, directory, *arm.flags, tokens=tokens, env=extra) as server:
+            yield server
     except BaseException:
-        print(f"{arm.name}: the server's log is {server.log}", file=sys.stderr)
+        print(f"{arm.name}: the server's log is in {directory}", file=sys.stderr)
         raise
-    finally:
-        server.stop()
     shutil.rmtree(directory, ignore_errors=True)
-
-
-def log_tail(server: Server, characters: int = 4000) -> str:
-    return server.log.read_text(errors="replace")[-characters:]
 
 
 def _version(package: str) -> str | None:

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from bench.common import RESULTS, header, log_tail, ours, serve, stand_in_model, write_json
+from bench.common import RESULTS, header, ours, serve, stand_in_model, write_json
 from bench.soak_check import Finished, comparable, gaps_of, verdict
 from bench.soak_traffic import Chat, Request, refused
 from tests.server.harness import Server
@@ -270,7 +270,7 @@ class Soak:
                 self.fail(f"the server does not answer: {type(first).__name__} {first}")
         self.outcome.seconds = time.monotonic() - start
         if not self.server.alive():
-            self.fail("the server died:\n" + log_tail(self.server))
+            self.fail("the server died.\n" + self.server.log_tail())
         return self.outcome
 
 

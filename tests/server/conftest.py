@@ -14,7 +14,7 @@ import pytest
 
 from tests.fakes import gpu_like_env
 from tests.oracle.oracle import Oracle, load
-from tests.server.harness import Server, launch, wait_ready
+from tests.server.harness import Server, launch
 from tgvkv_sglang.demo.tiny_model import make_tiny_model
 
 OURS = ("--attention-backend", "tgvkv")
@@ -49,12 +49,8 @@ def oracle(model_dir) -> Oracle:
 
 
 def _serve(model: Path, directory: Path, *flags: str, **options) -> Iterator[Server]:
-    server, _ = launch(model, directory, *flags, **options)
-    try:
-        yield wait_ready(server)
-        assert server.alive(), "the server died:\n" + server.log.read_text(errors="replace")[-4000:]
-    finally:
-        server.stop()
+    with launch(model, directory, *flags, **options) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,27 +1,25 @@
-"""Live SGLang servers for tests: start, talk, look at memory, stop the whole process group."""
+"""Live SGLang servers for tests: start, talk, look at memory, stop."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import signal
-import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import requests
 from PIL import Image
 
 from tests.images import data_url
+from tgvkv_sglang.cli.server import ServerProcess, free_port
 from tgvkv_sglang.trace import read_trace
 
-START_LIMIT_S = 600
 CPU_FLAGS = ("--device", "cpu", "--dtype", "float32", "--disable-cuda-graph", "--disable-fast-image-processor")
 COMMON = (
     "--enable-precise-embedding-interpolation",
@@ -37,15 +35,9 @@ COMMON = (
 STRICT = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "2", "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @dataclass
-class Server:
-    """One live server. ``url`` is its base URL; ``log`` its log file; ``traces`` its trace directory."""
+class Server(ServerProcess):
+    """One live server. ``traces`` is its trace directory, ``tokens`` the slots of its pool."""
 
     url: str
     log: Path
@@ -125,21 +117,6 @@ class Server:
             time.sleep(0.1)
         raise RuntimeError(f"the server never became idle: {memory}")
 
-    def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
-
-    def stop(self) -> None:
-        if self.process is None:
-            return
-        try:
-            os.killpg(self.process.pid, signal.SIGTERM)
-            self.process.wait(20)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            pass
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
 
 @dataclass
 class Answer:
@@ -159,37 +136,24 @@ class Answer:
 
 
 def server_env(extra: dict[str, str] | None = None) -> dict[str, str]:
-    env = {**os.environ, "TORCH_COMPILE_DISABLE": "1", "PYTHONUNBUFFERED": "1", **STRICT, **(extra or {})}
-    env.pop("SGLANG_USE_CPU_ENGINE", None)
-    return env
+    return {**os.environ, "TORCH_COMPILE_DISABLE": "1", **STRICT, **(extra or {})}
 
 
+@contextmanager
 def launch(
     model: Path, directory: Path, *flags: str, tokens: int = 20000, env: dict[str, str] | None = None
-) -> tuple[Server, subprocess.Popen]:
-    """Start a server without waiting for it (so that several can start side by side)."""
+) -> Iterator[Server]:
+    """A server that answers, stopped in the end.
+
+    Raises:
+        ServerFailedError: it did not come up, or had died by the end of the block; with the end of its log.
+    """
     directory.mkdir(parents=True, exist_ok=True)
-    port, log = free_port(), directory / "server.log"
+    port = free_port()
     command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--port", str(port)]
     command += [*CPU_FLAGS, *COMMON, "--max-total-tokens", str(tokens), *flags]
     if "tgvkv" in flags:
         command += ["--tgvkv-trace-dir", str(directory / "traces")]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=server_env(env), start_new_session=True)
-    return Server(f"http://127.0.0.1:{port}", log, directory / "traces", process, tokens), process
-
-
-def wait_ready(server: Server) -> Server:
-    """Wait for a launched server; raises with the end of its log when it dies or does not come up."""
-    deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
-        if not server.alive():
-            break
-        try:
-            if requests.get(server.url + "/health", timeout=2).ok:
-                return server
-        except requests.RequestException:
-            pass
-        time.sleep(0.5)
-    server.stop()
-    raise RuntimeError("the server did not come up:\n" + server.log.read_text(errors="replace")[-4000:])
+    server = Server(f"http://127.0.0.1:{port}", directory / "server.log", directory / "traces", tokens=tokens)
+    with server.spawn(command, server_env(env)).running():
+        yield server

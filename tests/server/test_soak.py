@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from bench.soak import FLAGS, RETRACT, Plan, soak
-from tests.server.harness import launch, wait_ready
+from tests.server.harness import launch
 
 
 def test_soak(model_dir, tmp_path):
     flags = ("--attention-backend", "tgvkv", "--tgvkv-retention", "0.1", *FLAGS)
-    server, _ = launch(model_dir, tmp_path, *flags, tokens=1000, env=RETRACT)
-    try:
-        outcome = soak(wait_ready(server), Plan(seconds=45, flush_every=20, replays=25))
-    finally:
-        server.stop()
+    with launch(model_dir, tmp_path, *flags, tokens=1000, env=RETRACT) as server:
+        outcome = soak(server, Plan(seconds=45, flush_every=20, replays=25))
     assert not outcome.failures, "\n".join(outcome.failures[:5])
     assert len(outcome.memory) >= 3 and len({tuple(m.items()) for m in outcome.memory}) == 1
     counts = outcome.counts

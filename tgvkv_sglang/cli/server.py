@@ -7,9 +7,9 @@ import signal
 import socket
 import subprocess
 import time
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable, Iterator, Mapping, Self, Sequence
 
 import requests
 
@@ -31,46 +31,40 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@dataclass
-class CpuServer:
-    """A ``tgvkv serve`` on the CPU, whatever else the machine has. A context manager: leaving it stops the server.
+class ServerProcess:
+    """A server's life: :meth:`spawn`, :meth:`wait`, :meth:`stop`. A context manager: leaving it stops the server.
 
     Attributes:
-        flags: flags of ``sglang serve`` besides host, port and device.
-        log: file for its output.
+        url: where it answers. log: file for its output. process: the leader of its process group while there is one.
     """
 
-    flags: Sequence[str]
+    url: str
     log: Path
-    port: int = field(default_factory=free_port)
     process: subprocess.Popen | None = None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> "CpuServer":
-        arguments = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", *self.flags]
-        arguments = complete(arguments, cuda=False)
-        env = server_environment(arguments, {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"})
+    def spawn(self, command: Sequence[str], env: Mapping[str, str]) -> Self:
+        """Start ``command`` in a process group of its own, so that Ctrl-C reaches us alone and nothing outlives us."""
+        env = {**env, "PYTHONUNBUFFERED": "1"}
         env.pop("SGLANG_USE_CPU_ENGINE", None)  # needs kernels that no registry has
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
-                server_command(arguments), stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env,
-                start_new_session=True,
-            )  # fmt: skip
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=env, start_new_session=True
+            )
         return self
+
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def ready(self) -> bool:
         """True once it answers. Raises ServerFailedError if it has died."""
-        if self.process is None or self.process.poll() is not None:
+        if not self.alive():
             raise ServerFailedError(f"the server stopped while starting.\n{self.log_tail()}")
         try:
             return requests.get(self.url + "/health", timeout=2).ok
         except requests.RequestException:
             return False
 
-    def wait(self, tick: Callable[[float], None] = lambda seconds: None) -> "CpuServer":
+    def wait(self, tick: Callable[[float], None] = lambda seconds: None) -> Self:
         """Wait until it answers; ``tick`` is told the seconds passed."""
         start = time.monotonic()
         while not self.ready():
@@ -80,6 +74,18 @@ class CpuServer:
             tick(passed)
             time.sleep(0.5)
         return self
+
+    @contextmanager
+    def running(self) -> Iterator[Self]:
+        """Of a spawned server: wait until it answers, and stop it in the end.
+
+        Raises:
+            ServerFailedError: it did not come up, or had died by the end of the block.
+        """
+        with self:
+            yield self.wait()
+            if not self.alive():
+                raise ServerFailedError(f"the server died.\n{self.log_tail()}")
 
     def log_tail(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
@@ -100,11 +106,30 @@ class CpuServer:
         self.process.wait()
         self.process = None
 
-    def __enter__(self) -> "CpuServer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+
+
+class CpuServer(ServerProcess):
+    """A ``tgvkv serve`` on the CPU, whatever else the machine has.
+
+    Args:
+        flags: flags of ``sglang serve`` besides host, port and device.
+        log: file for its output.
+    """
+
+    def __init__(self, flags: Sequence[str], log: Path):
+        self.flags, self.log, self.port = flags, log, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> Self:
+        arguments = ["--host", "127.0.0.1", "--port", str(self.port), "--device", "cpu", *self.flags]
+        arguments = complete(arguments, cuda=False)
+        env = server_environment(arguments, {**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+        return self.spawn(server_command(arguments), env)
 
 
 def _group_alive(process: subprocess.Popen) -> bool:
