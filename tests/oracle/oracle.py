@@ -105,12 +105,14 @@ class Turn:
     Attributes:
         token_ids: generated tokens, the first from the prefill.
         gaps: per generated token, how far the best logit is above the second; a small one is a toss-up.
+        logprobs: per generated token, its log probability.
         selection: what the turn's prefill selected; None if nothing was evicted.
         state: where the conversation stands, for ``Oracle.continue_``.
     """
 
     token_ids: list[int]
     gaps: list[float]
+    logprobs: list[float]
     selection: Selection | None
     state: State
 
@@ -337,14 +339,15 @@ class Oracle:
         state = copy.deepcopy(prefill.state)
         if selection is not None:
             state.evicted[:, selection.vision_positions] = ~selection.kept
-        logits, tokens, gaps = prefill.logits, [], []
+        logits, tokens, gaps, logprobs = prefill.logits, [], [], []
         while True:
             top = logits.topk(2)
             tokens.append(int(top.indices[0]))
             gaps.append(float(top.values[0] - top.values[1]))
+            logprobs.append(float(top.values[0] - logits.logsumexp(-1)))
             state.token_ids.append(tokens[-1])
             if len(tokens) == max_new_tokens or (stop_at_eos and tokens[-1] == self.eos_token_id):
-                return Turn(tokens, gaps, selection, state)
+                return Turn(tokens, gaps, logprobs, selection, state)
             position = torch.full((3, 1), state.num_computed + prefill.position_delta)
             state.num_computed += 1
             state.is_vision = np.append(state.is_vision, False)

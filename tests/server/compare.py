@@ -19,9 +19,14 @@ GAP = 1e-3
 
 
 def assert_tokens(answer: Answer, turn: Turn) -> int:
-    """Compare greedy tokens up to the oracle's first toss-up; returns how many were compared."""
+    """Compare greedy tokens (and their log probabilities, if asked for) up to the oracle's first toss-up.
+
+    Log probabilities tell what a step attended to where its token does not. Returns how many were compared.
+    """
     sure = next((i for i, gap in enumerate(turn.gaps) if gap < GAP), len(turn.gaps))
     assert answer.ids[:sure] == turn.token_ids[:sure]
+    if answer.logprobs:
+        np.testing.assert_allclose(answer.logprobs[:sure], turn.logprobs[:sure], atol=EPS, rtol=0)
     return sure
 
 

@@ -57,16 +57,20 @@ class Server(ServerProcess):
         rid: str | None = None,
         trace: bool = False,
         retention: Any = None,
+        logprobs: bool = False,
         logprob_start_len: int | None = None,
         **sampling: Any,
     ) -> "Answer":
         """Greedy ``/generate``; raises on any HTTP error.
 
         Args:
+            logprobs: ask for the answer's log-probabilities.
             logprob_start_len: ask for the prompt's log-probabilities from there on: what follows is never taken from
                 the cache.
         """
         body = self.body(text, images, max_new_tokens, rid, trace, retention, **sampling)
+        if logprobs:
+            body["return_logprob"] = True
         if logprob_start_len is not None:
             body |= {"return_logprob": True, "logprob_start_len": logprob_start_len}
         reply = self.post("/generate", body)
@@ -129,6 +133,11 @@ class Answer:
     @classmethod
     def of(cls, reply: dict) -> "Answer":
         return cls(list(reply["output_ids"]), reply["text"], reply["meta_info"])
+
+    @property
+    def logprobs(self) -> list[float]:
+        """Log probability of each token; empty unless the request asked for it."""
+        return [entry[0] for entry in self.meta.get("output_token_logprobs") or []]
 
     @property
     def cached(self) -> int:

@@ -25,7 +25,8 @@ def test_one_image(eager, oracle, retention):
     image = make_image(1, 256, 224)
     text = chat(about_images("What is in the lower left corner, and what is above it?"))
     rid = f"one-{retention}"
-    answer = eager.generate(text, [image], rid=rid, trace=True, retention=retention, max_new_tokens=24)
+    asked = {"rid": rid, "trace": True, "retention": retention, "logprobs": True}
+    answer = eager.generate(text, [image], max_new_tokens=24, **asked)
     turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 24, retention=retention)
     trace = assert_selection(eager, rid, turn.selection)
     assert assert_tokens(answer, turn) >= 8
@@ -38,7 +39,7 @@ def test_three_images_interleaved(eager, oracle, retention):
     images = [make_image(10 + i, 96 + 32 * i, 128) for i in range(3)]
     text = chat(interleaved(["First ", " then ", " last ", " which one is the odd one?"]))
     rid = f"three-{retention}"
-    answer = eager.generate(text, images, rid=rid, trace=True, retention=retention)
+    answer = eager.generate(text, images, rid=rid, trace=True, retention=retention, logprobs=True)
     turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), images), 16, retention=retention)
     trace = assert_selection(eager, rid, turn.selection)
     assert assert_tokens(answer, turn) >= 8
@@ -52,7 +53,7 @@ def test_a_batch_of_different_requests(eager, oracle):
         images = [make_image(50 + i, 128 + 32 * (i % 3), 160)] if i % 3 else []
         text = chat(about_images(f"Number {i}: what do you see?", len(images)))
         retention = (0.05, 0.2)[i % 2]
-        jobs.append({"text": text, "images": images, "retention": retention, "max_new_tokens": 20})
+        jobs.append({"text": text, "images": images, "retention": retention, "max_new_tokens": 20, "logprobs": True})
         turns.append(oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), images), 20, retention=retention))
     compared = [assert_tokens(answer, turn) for answer, turn in zip(eager.together(jobs), turns, strict=True)]
     assert sum(compared) >= 60
@@ -65,7 +66,7 @@ def test_conversation_continues_on_its_view(eager, oracle):
     second = chat(about_images("Name the biggest thing."), "A circle.", "And the smallest one?")
     eager.flush()
     one = eager.generate(first, [image], retention=retention)
-    two = eager.generate(second, [image], retention=retention)
+    two = eager.generate(second, [image], retention=retention, logprobs=True)
     prompt = oracle.prepare_ids(ids_of(oracle, first), [image])
     turn_one = oracle.greedy(prompt, 16, retention=retention)
     prompt_two = oracle.prepare_ids(ids_of(oracle, second), [image])

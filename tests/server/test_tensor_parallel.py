@@ -19,7 +19,7 @@ def test_ranks_select_what_one_rank_selects(tensor_parallel, oracle, retention):
     image = make_image(1, 256, 224)
     text = chat(about_images("What is in the lower left corner, and what is above it?"))
     rid = f"ranks-{retention}"
-    answer = tensor_parallel.generate(text, [image], rid=rid, trace=True, retention=retention)
+    answer = tensor_parallel.generate(text, [image], rid=rid, trace=True, retention=retention, logprobs=True)
     turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 16, retention=retention)
     assert_selection(tensor_parallel, rid, turn.selection)
     assert assert_tokens(answer, turn) >= 8

@@ -17,7 +17,7 @@ def test_selection_of_the_total_scope(total, oracle, retention):
     image = make_image(31, 320, 256)
     text = chat(about_images("Red?"))
     rid = f"total-{retention}"
-    answer = total.generate(text, [image], rid=rid, trace=True, retention=retention, max_new_tokens=12)
+    answer = total.generate(text, [image], rid=rid, trace=True, retention=retention, max_new_tokens=12, logprobs=True)
     turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 12, retention=retention, scope="total")
     assert_selection(total, rid, turn.selection)
     assert_tokens(answer, turn)
