@@ -113,6 +113,22 @@ class TimedClient:
         return self.turns
 
 
+def ask_once(url: str, load: Load, name: str, limit: float) -> Turn:
+    """One request, alone. Raises TimeoutError after ``limit`` seconds and RuntimeError when it was not answered."""
+
+    async def ask() -> Turn:
+        client = TimedClient(url, load, name)
+        async with client.http:
+            client.began = time.perf_counter()
+            await asyncio.wait_for(client._ask(0), limit)
+        return client.turns[0]
+
+    turn = asyncio.run(ask())
+    if turn.error is not None:
+        raise RuntimeError(turn.error)
+    return turn
+
+
 def run_load(url: str, load: Load, name: str, seconds: float) -> list[Turn]:
     """Blocking :meth:`TimedClient.run`."""
     return asyncio.run(TimedClient(url, load, name).run(seconds))

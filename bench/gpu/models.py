@@ -39,8 +39,20 @@ MISTRAL_7B: dict[str, Any] = {
     },
 }  # fmt: skip
 
-SHAPES = {"qwen3-vl-8b": QWEN3_VL_8B, "mistral-7b": MISTRAL_7B}
-WITH_WEIGHTS = {"tiny": "tiny", "stand-in": "wide"}
+# For trying all of this on a CPU.
+SMALL: dict[str, Any] = {
+    "text": {
+        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 151936, "rope_theta": 5_000_000.0,
+    },
+    "vision": {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
+        "num_position_embeddings": 2304, "deepstack_visual_indexes": [0],
+    },
+}  # fmt: skip
+
+SHAPES = {"qwen3-vl-8b": QWEN3_VL_8B, "mistral-7b": MISTRAL_7B, "small": SMALL}
+WITH_WEIGHTS = {"stand-in": "wide"}
 """Randomly initialised models of ``tgvkv_sglang.demo.tiny_model``, by their size there."""
 DEMO = Path(tiny_model.__file__).resolve().parent.parent / "data" / "demo_model"
 

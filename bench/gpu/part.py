@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import signal
-import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable
 
 from bench.common import ROOT, header
-from bench.gpu import figures, results
-from bench.gpu.client import run_load
+from bench.gpu import environment, figures, results
+from bench.gpu.client import ask_once, run_load
 from bench.gpu.programme import Cell, Part, ServerSpec, cpu_programme, gpu_programme
 from bench.gpu.servers import Servers, Setup, information, log_end
 from bench.gpu.stress import measure_equal, measure_soak
 
 MARGIN = 5.0
-WARM_UP_S = 25.0
-"""Longest time a server's first requests may take: SGLang's Triton kernels and torch.compile are built in them."""
+WARM_UP_S = 60.0
+"""Longest time one of a server's first requests may take: Triton kernels and torch.compile are built in them."""
+TOGETHER_S = 3.0
 
 
 @dataclass
@@ -41,33 +40,12 @@ class Context:
     seconds: float
 
 
-def _output(*command: str, timeout: float = 30.0, env: dict[str, str] | None = None) -> str:
-    """What a command prints, or why it did not."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env, cwd=ROOT)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{type(error).__name__}: {error}"
-    return (done.stdout + done.stderr)[-4000:].strip()
-
-
-def measure_environment(cell: Cell, context: Context) -> dict[str, Any]:
-    """Facts of the machine, and what ``tgvkv doctor`` says on it."""
-    fields = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,pstate"
-    return {
-        "gpu": _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv"),
-        "nvcc": _output(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc", "--version")[-120:],
-        "gcc": _output("gcc", "--version").split("\n")[0],
-        "disk": shutil.disk_usage("/")._asdict(),
-        "doctor": _output(sys.executable, "-m", "tgvkv_sglang.cli.main", "doctor", timeout=max(5, context.seconds - 5)),
-    }
-
-
 def measure_kernels(cell: Cell, context: Context) -> dict[str, Any]:
     """bench/gpu/kernels.py; its rows go to a file of their own."""
     name = "gpu-kernels.json" if cell.kind == "kernels" else "gpu-kernels-all.json"
     command = [sys.executable, str(ROOT / "bench" / "gpu" / "kernels.py"), "--commit", context.commit]
     command += ["--out", str(context.results / name), *(["--main"] if cell.kind == "kernels" else [])]
-    said = _output(*command, timeout=context.seconds)
+    said = environment.output(*command, timeout=context.seconds)
     path = context.results / name
     if not path.is_file():
         return {"skipped" if context.setup.cpu else "error": said[-2000:]}
@@ -92,7 +70,10 @@ def measure_load(cell: Cell, context: Context) -> dict[str, Any]:
     server.flush()
     seconds = max(cell.load.ramp + 2.0, min(cell.seconds, context.seconds) - MARGIN / 2)
     turns = run_load(server.url, cell.load, cell.name, seconds)
-    return {**figures.load_figures(turns, cell.load.ramp, seconds), "server": information(server)}
+    row = figures.load_figures(turns, cell.load.ramp, seconds)
+    if not row["answer_tokens"]:
+        raise RuntimeError(f"no answers: {row['error_messages']}")
+    return {**row, "server": information(server)}
 
 
 def measure_first_token(cell: Cell, context: Context) -> dict[str, Any]:
@@ -103,7 +84,7 @@ def measure_first_token(cell: Cell, context: Context) -> dict[str, Any]:
 
 
 MEASURES: dict[str, Callable[[Cell, Context], dict[str, Any]]] = {
-    "environment": measure_environment,
+    "environment": lambda cell, context: environment.facts(context.seconds - MARGIN),
     "kernels": measure_kernels,
     "all-kernels": measure_kernels,
     "load": measure_load,
@@ -124,34 +105,55 @@ def needed(part: Part, cells: list[Cell]) -> list[ServerSpec]:
 
 
 def warm_up(part: Part, cells: list[Cell], servers: Servers) -> None:
-    """On each server a few requests of the kinds it will be asked, so that nothing is compiled while it is measured."""
-    for name, server in servers.alive.items():
-        loads = {(c.load.images, c.load.retention): c.load for c in cells if c.server == name and c.load}
-        for number, load in enumerate(loads.values()):
-            short = replace(load, users=min(load.users, 8), answer=(12, 24), seed=10**6 + number)
-            run_load(server.url, replace(short, users=1), "warm-up alone", 2.0 if number else WARM_UP_S / 2)
-            run_load(server.url, short, "warm-up together", 2.0)
+    """On each server one request of every kind it will be asked, then several at once: all servers at the same time.
+
+    Nothing is to be compiled while it is measured. A server that does not answer is a failed one.
+    """
+
+    def warm(name: str) -> str | None:
+        loads = {(c.load.images, c.load.side, (c.load.retention or 1.0) < 1.0): c.load
+                 for c in cells if c.server == name and c.load}  # fmt: skip
+        url = servers.alive[name].url
+        try:
+            for load in loads.values():
+                ask_once(url, replace(load, answer=(12, 12), seed=10**6), "warm-up", WARM_UP_S)
+            for load in list(loads.values())[:1]:
+                together = replace(load, users=min(load.users, 8), answer=(12, 24), seed=10**6 + 1)
+                run_load(url, together, "warm-up", TOGETHER_S)
+        except (RuntimeError, TimeoutError) as error:
+            return f"warm-up: {type(error).__name__}: {error}\n{log_end(servers.alive[name])}"
+        return None
+
+    with ThreadPoolExecutor(max(1, len(servers.alive))) as pool:
+        names = list(servers.alive)
+        for name, trouble in zip(names, pool.map(warm, names), strict=True):
+            if trouble is not None:
+                servers.failed[name] = trouble
+                del servers.alive[name]
 
 
 def run_cells(part: Part, cells: list[Cell], seconds: float, setup: Setup, out: Path, commit: str) -> None:
     """Measure ``cells`` in order while the time lasts; every row is written at once."""
     deadline = time.monotonic() + seconds
     store = results.Results(out)
+    if not setup.cpu:
+        setup = replace(setup, extra_flags=(*setup.extra_flags, *environment.needed_flags(store.rows)))
     with ExitStack() as stack:
         servers = None
         if specs := needed(part, cells):
             allowed = seconds - sum(cell.seconds for cell in cells[:1])
             servers = stack.enter_context(Servers(specs, setup, max(30.0, allowed)))
-            store.part(part.name, {"started_in_s": servers.seconds, "failed": servers.failed})
             warm_up(part, cells, servers)
+            warm = round(seconds - (deadline - time.monotonic()), 1)
+            store.part(part.name, {"started_in_s": servers.seconds, "warm_after_s": warm, "failed": servers.failed})
         for cell in cells:
             left = deadline - time.monotonic()
             row = {"part": part.name, "cell": cell.name, "kind": cell.kind, "settings": results.settings(part, cell)}
             if left < min(cell.seconds, 10.0) or (cell.load and left < cell.load.ramp + 2 * MARGIN):
                 store.drop(f"{part.name}/{cell.name}", f"{left:.0f} s left of the part's time")
                 continue
-            if cell.server and cell.server not in servers.alive:
-                store.add(part.key(cell), row | {"error": f"server {cell.server} did not start: see parts"})
+            if cell.server and (trouble := servers.trouble(cell.server)):
+                store.add(part.key(cell), row | {"error": trouble})
                 continue
             began = time.monotonic()
             try:

@@ -105,7 +105,7 @@ class Part:
     def key(self, cell: Cell) -> str:
         """The same measurement has the same key in every process; other settings have another."""
         server = asdict(self.server(cell.server)) if cell.server else {}
-        content = {"part": self.name, "server": server, **asdict(replace(cell, seconds=0.0, priority=0, group=""))}
+        content = {"part": self.name, "spec": server, **asdict(replace(cell, seconds=0.0, priority=0, group=""))}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -226,8 +226,8 @@ def gpu_programme() -> tuple[Part, ...]:
         *_loads("ample, 4k", 25, 6, replace(FULL, users=16, ramp=8.0), (0.05,), True, "-ample"),
     ), (*_pair(MISTRAL, 40_960, "-tight"), *_pair(MISTRAL, 100_000, "-ample")), 125)  # fmt: skip
     return (
-        Part("environment", (Cell("environment", "environment", 30, 0),)),
-        Part("kernels", (Cell("kernels, the main ones", "kernels", 120, 0),)),
+        Part("environment", (Cell("environment", "environment", 40, 0),)),
+        Part("kernels", (Cell("kernels, the main ones", "kernels", 110, 0),)),
         tight,
         ample,
         stress,
@@ -241,7 +241,7 @@ def cpu_programme() -> tuple[Part, ...]:
     load = Load(users=2, side=128, text=8, answer=(4, 8), ramp=2.0)
     first = replace(load, users=1, answer=(1, 1), ramp=0.0)
     texts = [Cell(f"text on {name}", "load", 8, 3, name, replace(load, images=0)) for name in ("tgvkv", "stock")]
-    ours, stock = _pair("tiny", 2000)
+    ours, stock = _pair("small", 2000)
     pair = (ours, replace(stock, backend="torch_native"))
     stress = (
         ServerSpec("demo-stock", "demo", "torch_native", 4000),
@@ -251,8 +251,8 @@ def cpu_programme() -> tuple[Part, ...]:
     return (
         Part("environment", (Cell("environment", "environment", 60, 0),)),
         Part("kernels", (Cell("kernels, the main ones", "kernels", 30, 0),)),
-        Part("tiny", (
-            *_loads("small", 10, 1, load, (0.05, 1.0), stock=True),
+        Part("small", (
+            *_loads("load", 10, 1, load, (0.05, 1.0), stock=True),
             *texts,
             *_first_tokens("first token", 8, 3, first),
         ), pair, 240),

@@ -103,10 +103,12 @@ def part_runner(args: argparse.Namespace, results: Path, work: Path, publish: Ca
         with (results / LOG).open("ab") as log:
             log.write(f"\n== {part.name} ==\n".encode())
             log.flush()
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
+            env = {**os.environ, "TQDM_DISABLE": "1"}
+            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=env)
             try:
-                while process.poll() is None and time.monotonic() - began < seconds + STOP_S:
-                    time.sleep(0.5)
+                while process.poll() is None and (left := began + seconds + STOP_S - time.monotonic()) > 0:
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(min(5, left))
                     publish()
             finally:
                 stop(process)

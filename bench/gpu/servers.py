@@ -29,7 +29,7 @@ GPU_FLAGS = (
     *("--stream-interval", "8"),
 )
 SMALL_CPU_FLAGS = (*CPU_FLAGS, "--max-running-requests", "16", "--enable-precise-embedding-interpolation")
-COMMON_FLAGS = ("--enable-cache-report", "--watchdog-timeout", "600")
+COMMON_FLAGS = ("--enable-cache-report", "--watchdog-timeout", "600", "--grammar-backend", "none")
 CONTEXT = {True: "40960", False: "4096"}
 INFO = (
     *(
@@ -132,6 +132,14 @@ class Servers:
             self.__exit__()
             raise
         return self
+
+    def trouble(self, name: str) -> str | None:
+        """Why nothing can be measured on a server, or None."""
+        if name not in self.alive:
+            return f"server {name} did not start: see parts"
+        if not self.alive[name].alive():
+            return f"server {name} died:\n{log_end(self.alive[name])}"
+        return None
 
     def __exit__(self, *_) -> None:
         for server in self._all.values():

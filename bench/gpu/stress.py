@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -98,9 +99,9 @@ def compare_again(server: Server, finished: Sequence[Finished], deadline: float,
     """
     counts: Counter[str] = Counter()
     failures = []
-    for done in finished:
-        if not comparable(done):
-            continue
+    candidates = [done for done in finished if comparable(done)]
+    random.Random(0).shuffle(candidates)
+    for done in candidates:
         if time.monotonic() > deadline:
             break
         server.flush()
