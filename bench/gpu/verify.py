@@ -6,8 +6,9 @@
 
 1. Everything a server imports, with torch's CUDA queries answered as on an H200, so that SGLang takes its CUDA branches
    and loads its sm_90 library (against a driver library without functions).
-2. FlashInfer's and SGLang's prebuilt modules are found and load; nothing is compiled.
-3. Triton finds this project's kernels in the cache; nothing is compiled.
+2. The arguments of every server of the programme, read by SGLang itself as on an H200.
+3. FlashInfer's and SGLang's prebuilt modules are found and load; nothing is compiled.
+4. Triton finds this project's kernels in the cache; nothing is compiled.
 
 Standard library only in this process; the checks run in children with DIR's environment.
 """
@@ -38,6 +39,7 @@ torch.cuda.current_device = lambda: 0
 torch.cuda.get_device_capability = lambda *a, **k: (9, 0)
 torch.cuda.get_device_properties = lambda *a, **k: _p
 torch.cuda.get_device_name = lambda *a, **k: _p.name
+torch.cuda.mem_get_info = lambda *a, **k: (140 * 2**30, 141 * 2**30)
 torch.cuda.get_arch_list = lambda: ["sm_80", "sm_90", "sm_100"]
 """
 
@@ -62,6 +64,29 @@ import tgvkv_sglang.sglang_seam.flashinfer_backend
 from sglang.srt.models.registry import ModelRegistry
 assert "Qwen3VLForConditionalGeneration" in ModelRegistry.get_supported_archs()
 print("imports as on an H200, with", sgl_kernel.common_ops.__file__.rsplit("/", 2)[1] + "/common_ops")
+"""
+
+COMMANDS = """
+import sys
+from pathlib import Path
+from sglang.srt.plugins import load_plugins
+load_plugins()
+from sglang.srt.server_args import prepare_server_args
+from bench.gpu.models import model_directory
+from bench.gpu.programme import gpu_programme
+from bench.gpu.servers import Setup, command
+work = Path(sys.argv[1])
+setup = Setup(False, work)
+count = 0
+for part in gpu_programme():
+    for spec in part.servers:
+        words = command(spec, model_directory(spec.model, work), 30000, setup)
+        parsed = prepare_server_args(words[3:])
+        assert parsed.attention_backend == spec.backend and parsed.device == "cuda", parsed
+        assert parsed.cuda_graph_config.decode.backend == "full" and not parsed.disable_overlap_schedule, parsed
+        assert not parsed.disable_radix_cache, parsed
+        count += 1
+print(count, "servers' arguments are accepted, with decode graphs, overlap and radix cache on")
 """
 
 MODULES = """
@@ -111,9 +136,9 @@ def driver_stub(directory: Path, site: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def run(name: str, code: str, env: dict[str, str], cwd: Path) -> bool:
+def run(name: str, code: str, env: dict[str, str], cwd: Path, scratch: Path) -> bool:
     began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(scratch)], env=env, cwd=cwd, capture_output=True, text=True)
     seconds = time.monotonic() - began
     if done.returncode == 0:
         print(f"ok     {name}: {done.stdout.strip().splitlines()[-1]} ({seconds:.0f} s)", flush=True)
@@ -137,13 +162,14 @@ def main() -> None:
         pretend = {
             **env,
             "PYTHONPATH": f"{directory}:{env['PYTHONPATH']}",
-            "LD_LIBRARY_PATH": f"{directory}:{env['CUDA_HOME']}/lib64",
+            "LD_LIBRARY_PATH": str(directory),
             "FLASHINFER_CUDA_ARCH_LIST": "9.0a",
         }
         results = [
-            run("imports", IMPORTS, pretend, at / "src"),
-            run("modules", MODULES, pretend, at / "src"),
-            run("kernels", KERNELS, env, at / "src"),
+            run("imports", IMPORTS, pretend, at / "src", directory),
+            run("arguments", COMMANDS, pretend, at / "src", directory),
+            run("modules", MODULES, pretend, at / "src", directory),
+            run("kernels", KERNELS, env, at / "src", directory),
         ]
     sys.exit(not all(results))
 
