@@ -19,10 +19,11 @@ CPU_FEATURES = ("--mm-feature-transport", "cpu")
 def output(*command: str, timeout: float = 30.0) -> str:
     """What a command prints, or why it did not."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+        wide = {**os.environ, "COLUMNS": "160"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=wide)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"{type(error).__name__}: {error}"
-    return (done.stdout + done.stderr)[-4000:].strip()
+    return (done.stdout + done.stderr)[-12_000:].strip()
 
 
 def facts(seconds: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from bench.common import ROOT, header
 from bench.gpu import environment, figures, results
 from bench.gpu.client import ask_once, run_load
 from bench.gpu.programme import Cell, Part, ServerSpec, cpu_programme, gpu_programme
-from bench.gpu.servers import Servers, Setup, information, log_end
+from bench.gpu.servers import Servers, Setup, information
 from bench.gpu.stress import measure_equal, measure_soak
 
 MARGIN = 5.0
@@ -121,7 +121,7 @@ def warm_up(part: Part, cells: list[Cell], servers: Servers) -> None:
                 together = replace(load, users=min(load.users, 8), answer=(12, 24), seed=10**6 + 1)
                 run_load(url, together, "warm-up", TOGETHER_S)
         except (RuntimeError, TimeoutError) as error:
-            return f"warm-up: {type(error).__name__}: {error}\n{log_end(servers.alive[name])}"
+            return f"warm-up: {type(error).__name__}: {error}\n{servers.alive[name].log_tail()}"
         return None
 
     with ThreadPoolExecutor(max(1, len(servers.alive))) as pool:
@@ -162,7 +162,7 @@ def run_cells(part: Part, cells: list[Cell], seconds: float, setup: Setup, out: 
             except Exception as error:  # one cell's failure must not cost the others their turn
                 row["error"] = f"{type(error).__name__}: {error}"[:2000]
                 if cell.server:
-                    row["server_log"] = log_end(servers.alive[cell.server])
+                    row["server_log"] = servers.alive[cell.server].log_tail()
             row["seconds"] = round(time.monotonic() - began, 1)
             row["measured"] = {**header(), "commit": commit}
             store.add(part.key(cell), row)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -16,7 +15,8 @@ import requests
 
 from bench.gpu.models import is_dummy, model_directory
 from bench.gpu.programme import ServerSpec
-from tests.server.harness import CPU_FLAGS, STRICT, Server, free_port
+from tests.server.harness import CPU_FLAGS, STRICT, Server
+from tgvkv_sglang.cli.server import ServerFailedError, free_port
 
 STARTED = "servers.json"
 """Process groups of the servers that a part started, for whoever has to clean up after it."""
@@ -59,10 +59,11 @@ class Setup:
     extra_env: dict[str, str] | None = None
 
 
-def command(spec: ServerSpec, model: Path, port: int, setup: Setup) -> list[str]:
-    """The plain ``python -m sglang.launch_server``."""
+def command(spec: ServerSpec, model: Path, ports: tuple[int, int], setup: Setup) -> list[str]:
+    """The plain ``python -m sglang.launch_server``; ``ports`` are for HTTP and for torch.distributed."""
     words = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--host", "127.0.0.1"]
-    words += ["--port", str(port), "--attention-backend", spec.backend, "--max-total-tokens", str(spec.pool)]
+    words += ["--port", str(ports[0]), "--nccl-port", str(ports[1])]
+    words += ["--attention-backend", spec.backend, "--max-total-tokens", str(spec.pool)]
     words += ["--context-length", CONTEXT[is_dummy(spec.model)], *COMMON_FLAGS]
     words += SMALL_CPU_FLAGS if setup.cpu else GPU_FLAGS
     if is_dummy(spec.model):
@@ -71,7 +72,7 @@ def command(spec: ServerSpec, model: Path, port: int, setup: Setup) -> list[str]
 
 
 def environment(spec: ServerSpec, setup: Setup) -> dict[str, str]:
-    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    env = dict(os.environ)
     env.update({"TORCH_COMPILE_DISABLE": "1"} if setup.cpu else {})
     env.update(STRICT if spec.checked else {})
     return {**env, **(setup.extra_env or {})}
@@ -82,21 +83,9 @@ def start(spec: ServerSpec, setup: Setup) -> Server:
     model = model_directory(spec.model, setup.work / "models")
     directory = setup.work / "servers" / spec.name
     directory.mkdir(parents=True, exist_ok=True)
-    port, log = free_port(), directory / "server.log"
-    words = command(spec, model, port, setup)
-    with log.open("wb") as out:
-        out.write((" ".join(words) + "\n").encode())
-        out.flush()
-        process = subprocess.Popen(
-            words, stdout=out, stderr=out, env=environment(spec, setup), start_new_session=True
-        )  # fmt: skip
-    return Server(f"http://127.0.0.1:{port}", log, directory / "traces", process, spec.pool)
-
-
-def ready(server: Server) -> bool:
-    with suppress(requests.RequestException):
-        return requests.get(server.url + "/health", timeout=2).ok
-    return False
+    ports = free_port(), free_port()
+    server = Server(f"http://127.0.0.1:{ports[0]}", directory / "server.log", directory / "traces", tokens=spec.pool)
+    return server.spawn(command(spec, model, ports, setup), environment(spec, setup))
 
 
 class Servers:
@@ -119,15 +108,17 @@ class Servers:
             waiting = dict(self._all)
             while waiting and time.monotonic() - began < self.limit:
                 for name, server in list(waiting.items()):
-                    if ready(server):
-                        self.alive[name] = waiting.pop(name)
-                        self.seconds[name] = round(time.monotonic() - began, 1)
-                    elif not server.alive():
-                        self.failed[name] = log_end(waiting.pop(name))
+                    try:
+                        if server.ready():
+                            self.alive[name] = waiting.pop(name)
+                            self.seconds[name] = round(time.monotonic() - began, 1)
+                    except ServerFailedError as error:
+                        self.failed[name] = str(error)
+                        del waiting[name]
                 time.sleep(0.5)
             for name, server in waiting.items():
-                self.failed[name] = f"not up after {self.limit:.0f} s\n" + log_end(server)
-                server.stop()
+                self.failed[name] = f"not up after {self.limit:.0f} s. {server.log_tail()}"
+                kill(server)
         except BaseException:
             self.__exit__()
             raise
@@ -138,17 +129,21 @@ class Servers:
         if name not in self.alive:
             return f"server {name} did not start: see parts"
         if not self.alive[name].alive():
-            return f"server {name} died:\n{log_end(self.alive[name])}"
+            return f"server {name} died. {self.alive[name].log_tail()}"
         return None
 
     def __exit__(self, *_) -> None:
         for server in self._all.values():
-            server.stop()
+            kill(server)
         (self.setup.work / STARTED).unlink(missing_ok=True)
 
 
-def log_end(server: Server, characters: int = 6000) -> str:
-    return server.log.read_text(errors="replace")[-characters:]
+def kill(server: Server) -> None:
+    """At once: SGLang's own way down takes 6 s a server."""
+    if server.process is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(server.process.pid, signal.SIGKILL)
+        server.stop()
 
 
 def information(server: Server) -> dict:

@@ -80,7 +80,7 @@ setup = Setup(False, work)
 count = 0
 for part in gpu_programme():
     for spec in part.servers:
-        words = command(spec, model_directory(spec.model, work), 30000, setup)
+        words = command(spec, model_directory(spec.model, work), (30000, 30001), setup)
         parsed = prepare_server_args(words[3:])
         assert parsed.attention_backend == spec.backend and parsed.device == "cuda", parsed
         assert parsed.cuda_graph_config.decode.backend == "full" and not parsed.disable_overlap_schedule, parsed

@@ -123,13 +123,13 @@ def test_stock_and_ours_differ_in_nothing_but_the_backend():
 
 def test_server_commands(tmp_path):
     spec = gpu_programme()[2].server("stock")
-    words = command(spec, tmp_path, 1234, Setup(False, tmp_path, ("--extra",)))
+    words = command(spec, tmp_path, (1234, 1235), Setup(False, tmp_path, ("--extra",)))
     assert words[1:3] == ["-m", "sglang.launch_server"] and words[-1] == "--extra"
     after = dict(zip(words, words[1:], strict=False))
     assert after["--attention-backend"] == "flashinfer" and after["--max-total-tokens"] == "40960"
     assert after["--load-format"] == "dummy" and "--device" not in words
     assert not any(word.startswith("--disable") for word in words)  # radix cache, overlap and graphs stay on
-    on_cpu = command(cpu_programme()[2].server("stock"), tmp_path, 1, Setup(True, tmp_path))
+    on_cpu = command(cpu_programme()[2].server("stock"), tmp_path, (1, 2), Setup(True, tmp_path))
     assert "--device" in on_cpu and "--cuda-graph-max-bs-decode" not in on_cpu
     checked = environment(replace(spec, checked=True), Setup(False, tmp_path, extra_env={"A": "1"}))
     assert checked["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY"] == "2" and checked["A"] == "1"
