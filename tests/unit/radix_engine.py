@@ -16,8 +16,9 @@ import torch
 from tgvkv_sglang.attention.plan import plan_prefill
 from tgvkv_sglang.attention.state import RequestState
 from tgvkv_sglang.config import TgvConfig
+from tgvkv_sglang.kv.matching import whole_prefix
 from tgvkv_sglang.kv.nodes import VISION_PAD_BASE, Node
-from tgvkv_sglang.kv.radix import Inserted, Match, SpanTree, whole_prefix
+from tgvkv_sglang.kv.radix import Inserted, Match, SpanTree
 from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.kv.views import View
 from tgvkv_sglang.spans import vision_spans

@@ -13,6 +13,7 @@ from typing import Callable, Hashable, Iterator
 import numpy as np
 import torch
 
+from .matching import covered, grounding_floor, replays, views_on_path, whole_spans
 from .nodes import Node, shared_prefix, vision_runs
 from .reclaim import Reclaimer
 from .store import UnitStore
@@ -165,12 +166,12 @@ class SpanTree:
         if reach == len(ids) and last_node is not None and last_node.views and last_node.end == reach:
             deep = last_node
         while True:
-            usable = _views_on_path(steps, length, deep)
-            cut = min(_whole_spans(steps, length), _covered(steps, length, usable))
-            if cut < length and cut != _whole_spans(steps, length):
+            usable = views_on_path(steps, length, deep)
+            cut = min(whole_spans(steps, length), covered(steps, length, usable))
+            if cut < length and cut != whole_spans(steps, length):
                 deep = None
             if cut == length:
-                cut = _grounding_floor(steps, length, deep)
+                cut = grounding_floor(steps, length, deep)
             if cut == length:
                 return self._result(steps, length, usable, deep)
             length = cut
@@ -181,7 +182,7 @@ class SpanTree:
         spans = [node for node, _ in taken if node.atom]
         full = [node for node in spans if node.value is not None]
         views = [usable[node] for node in spans if node.value is None]
-        replay = [usable[node] for node in full] if _replays(deep, full) else []
+        replay = [usable[node] for node in full] if replays(deep, full) else []
         handle = self.root
         if taken:
             handle, used = taken[-1]
@@ -370,59 +371,5 @@ class SpanTree:
             stack.extend(node.children.values())
 
 
-def whole_prefix(ids: np.ndarray, length: int, atomic: bool) -> int:
-    """The largest ``n <= length`` that does not cut a vision run of ``ids`` (the whole prompt) in two."""
-    if atomic:
-        for start, end in vision_runs(ids):
-            if start < length < end:
-                return start
-    return length
-
-
 def _slots(node: Node, device: torch.device) -> torch.Tensor:
     return node.value if node.value is not None else torch.zeros(len(node), dtype=torch.int64, device=device)
-
-
-def _views_on_path(steps, length: int, deep: Node | None) -> dict[Node, View]:
-    """The deepest view of each span among nodes matched whole within ``length`` (or on ``deep``)."""
-    usable: dict[Node, View] = {}
-    for node, matched in steps:
-        if matched == len(node) and (node.end <= length or node is deep):
-            usable.update((view.span, view) for view in node.views)
-    return usable
-
-
-def _whole_spans(steps, length: int) -> int:
-    return next((node.start for node, _ in steps if node.atom and node.start < length < node.end), length)
-
-
-def _covered(steps, length: int, usable: dict[Node, View]) -> int:
-    """Cut before the first span that is neither in full nor viewed on the path (rule 5)."""
-    for node, _ in steps:
-        if node.atom and node.end <= length and node.value is None and node not in usable:
-            return node.start
-    return length
-
-
-def _replays(deep: Node | None, full: list[Node]) -> bool:
-    """The very same prompt was answered before, and its views cover all that is in full."""
-    return deep is not None and {view.span for view in deep.views} >= set(full)
-
-
-def _grounding_floor(steps, length: int, deep: Node | None) -> int:
-    """Where to cut so that a question is grounded in all of its own words.
-
-    A match that ends inside the text that grounded somebody else's prefill would leave this request's selection to
-    the remaining words only. It is cut back to where that text began, unless the prompt is exactly the same
-    (``deep``), or no span before it is in full (then nothing is selected).
-    """
-    node = next((node for node, _ in steps if node.start < length <= node.end), None)
-    full = [n for n, _ in steps if n.atom and n.end <= length and n.value is not None]
-    if node is None or node.atom or node.grounding_start is None or not full:
-        return length
-    if _replays(deep, full):
-        return length
-    if length == node.end and node.views:
-        return length
-    last_span = max(n.end for n, _ in steps if n.atom and n.end <= length)
-    return min(length, max(node.grounding_start, last_span))

@@ -21,8 +21,9 @@ from ..attention.plan import plan_prefill
 from ..config import TgvConfig, namespace_retention
 from ..errors import UnsupportedServerError
 from ..kv.integrity import check
+from ..kv.matching import whole_prefix
 from ..kv.nodes import Node
-from ..kv.radix import Inserted, SpanTree, whole_prefix
+from ..kv.radix import Inserted, SpanTree
 from . import active
 from .pool import TgvKVPool
 from .requests import ensure_state, state_of, token_ids
