@@ -157,7 +157,8 @@ def build_sglang(to: Path) -> Iterator[tuple[str, int]]:
 
 
 def build_triton(to: Path) -> Iterator[tuple[str, int]]:
-    """Into ``to/triton``: this project's kernels for every model here."""
+    """Into ``to/triton``, from scratch: this project's kernels for every model here."""
+    shutil.rmtree(to / "triton", ignore_errors=True)
     env = {**os.environ, "PYTHONPATH": str(ROOT / "triton_kernels"), "TRITON_CACHE_DIR": str(to / "triton")}
     env.pop("TRITON_INTERPRET", None)
     for model in MODELS:
