@@ -180,10 +180,11 @@ def running(keep: Path) -> int | None:
     if not (keep / RUNNING).is_file() or (keep / FINISHED).is_file():
         return None
     pid = int((keep / RUNNING).read_text())
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return pid
-    return None
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return None
+    return None if state == "Z" else pid  # nobody may be there to reap it
 
 
 def follow(keep: Path, out: Path, seconds: float) -> bool:
