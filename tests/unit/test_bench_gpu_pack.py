@@ -1,0 +1,88 @@
+"""Packing for a machine without a network, and putting the parts together there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from bench.gpu import install, pack
+
+
+def test_packages_are_pinned():
+    wanted = pack.wanted()
+    assert all("==" in requirement for requirement in wanted) and len(set(wanted)) == len(wanted)
+    assert "sglang==0.5.17" in wanted
+
+
+def test_pruning_spares_what_a_server_loads():
+    assert pack.pruned("sgl_kernel/flash_ops.abi3.so") and pack.pruned("sgl_kernel/sm100/common_ops.abi3.so")
+    for kept in (
+        "sgl_kernel/sm90/common_ops.abi3.so", "sgl_kernel/__init__.py", "sglang/srt/server_args.py",
+        "sglang/srt/grpc/__init__.py", "flashinfer/data/csrc/batch_prefill.cu", "xgrammar/libxgrammar_bindings.so",
+        "flashinfer/data/cutlass/include/cute/tensor.hpp", "sglang-0.5.17.dist-info/entry_points.txt",
+    ):  # fmt: skip
+        assert not pack.pruned(kept), kept
+
+
+def packed(tmp_path, monkeypatch, part_bytes: int):
+    """A packing of a few small files, cut into parts of ``part_bytes``."""
+    out = tmp_path / "out"
+    for name in ("site/sglang/a.py", "modules/tvm-ffi/x/x.so", "modules/triton/y", "modules/aot/m/m.so"):
+        path = out / name
+        path.parent.mkdir(parents=True)
+        path.write_text(name * 50)
+    monkeypatch.setattr(pack, "MIB", part_bytes)
+    pack.make_parts(out, 1)
+    return out / "parts"
+
+
+def test_parts_come_together_on_the_other_side(tmp_path, monkeypatch):
+    parts, to = packed(tmp_path, monkeypatch, 200), tmp_path / "to"
+    folders = sorted(parts.iterdir(), key=lambda path: int(path.name))
+    assert len(folders) > 1 and all(folder.is_dir() for folder in folders)
+    for number, folder in enumerate(folders, 1):
+        manifest = install.store(folder, to)
+        assert install.missing(manifest, to) == list(range(number + 1, len(folders) + 1))
+    install.unpack(manifest, to)
+    assert (to / "site/sglang/a.py").read_text() == "site/sglang/a.py" * 50
+    assert (to / "site/flashinfer/data/aot/m/m.so").is_file() and (to / "triton/y").is_file()
+    assert (to / "tvm-ffi/x/x.so").is_file()
+
+
+def test_a_damaged_part_is_refused(tmp_path, monkeypatch):
+    parts = packed(tmp_path, monkeypatch, 10**6)
+    path = parts / "1" / "part-1"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(SystemExit, match="part-1 arrived damaged"):
+        install.store(parts / "1", tmp_path / "to")
+
+
+def test_a_folder_without_parts_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="carry"):
+        install.store(tmp_path, tmp_path / "to")
+
+
+def test_the_plugin_is_registered_as_pip_would(tmp_path):
+    (tmp_path / "site").mkdir()
+    install.register_plugin(tmp_path)
+    code = (
+        "import importlib.metadata as m, json; print(json.dumps({g: {e.name: e.value for e in m.entry_points(group=g)}"
+        " for g in ('sglang.srt.plugins', 'sglang.srt.platforms')}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); {code}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {
+        "sglang.srt.plugins": {"tgvkv": "tgvkv_sglang.sglang_seam.plugin:activate"},
+        "sglang.srt.platforms": {"tgvkv_cpu": "tgvkv_sglang.sglang_seam.platform:activate"},
+    }
+
+
+def test_archives_name_nobody(tmp_path):
+    info = pack.anonymous(tarfile.TarInfo("x"))
+    assert (info.uid, info.gid, info.uname, info.gname) == (0, 0, "root", "root")
