@@ -133,12 +133,13 @@ def save(path: Path, runs: dict[str, dict]) -> None:
 
 
 def show(rows: list[dict], console: Console) -> None:
-    table = Table("")
-    for row in rows:
-        table.add_column(f"{row['server']}\n{row['load']}", justify="right")
-    for name, title in FIGURES:
-        table.add_row(title, *["-" if row[name] is None else str(row[name]) for row in rows])
-    console.print(table)
+    """A table a load, the servers side by side."""
+    for load in dict.fromkeys(row["load"] for row in rows):
+        mine = [row for row in rows if row["load"] == load]
+        table = Table(load, *[row["server"] for row in mine])
+        for name, title in FIGURES:
+            table.add_row(title, *["-" if row[name] is None else str(row[name]) for row in mine])
+        console.print(table)
 
 
 def arguments() -> argparse.ArgumentParser:

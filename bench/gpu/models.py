@@ -52,6 +52,11 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 SHAPES = {"qwen3-vl-8b": QWEN3_VL_8B, "mistral-7b": MISTRAL_7B, "small": SMALL}
+WHAT = {
+    "qwen3-vl-8b": "Qwen3-VL-8B's shape, no weights",
+    "mistral-7b": "Mistral-7B's language shape and a ViT-L in the Qwen3-VL architecture, no weights: not LLaVA's code",
+}
+"""What a result file says of the shapes."""
 WITH_WEIGHTS = {"stand-in": "wide"}
 """Randomly initialised models of ``tgvkv_sglang.demo.tiny_model``, by their size there."""
 DEMO = Path(tiny_model.__file__).resolve().parent.parent / "data" / "demo_model"

@@ -25,6 +25,7 @@ from typing import Callable, Sequence
 
 from bench.common import ROOT, header
 from bench.gpu.figures import headlines
+from bench.gpu.models import WHAT
 from bench.gpu.programme import Cell, Choice, Part, choose, cpu_programme, gpu_programme
 from bench.gpu.results import Results, copy_results
 from bench.gpu.servers import kill_left_over
@@ -86,6 +87,7 @@ def run_programme(parts: Sequence[Part], budget: float, results: Path, run: Runn
     for name in choice.dropped:
         store.drop(name, f"did not fit: {left:.0f} s were left")
     store.note("headlines", headlines(store.rows))
+    store.note("models", WHAT)
     return store
 
 
