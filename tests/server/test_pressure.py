@@ -122,6 +122,21 @@ def test_pictures_that_differ_in_one_pixel_are_never_confused(pressure, oracle):
     assert len({tuple(turn.token_ids) for turn in turns}) >= 4
 
 
+def test_a_batch_of_requests_with_and_without_views(pressure, oracle):
+    """Text alone, an image in full (retention 1.0), images as views, two images: each answers as if it were alone."""
+    pressure.flush()
+    kinds = [(0, None), (1, 0.2), (1, 1.0), (0, None), (2, 0.1), (1, 0.05)]  # images, retention
+    jobs, turns = [], []
+    for i, (count, retention) in enumerate(kinds):
+        images = [make_image(400 + 10 * i + j, 128 + 32 * j, 160) for j in range(count)]
+        text = chat(about_images(f"Number {i}: what do you see?", count))
+        jobs.append({"text": text, "images": images, "retention": retention, "max_new_tokens": 20, "logprobs": True})
+        kept = retention if retention != 1.0 else None
+        turns.append(oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), images), 20, retention=kept))
+    compared = [assert_tokens(answer, turn) for answer, turn in zip(pressure.together(jobs), turns, strict=True)]
+    assert sum(compared) >= 60
+
+
 def test_too_long_a_prompt_is_refused_and_nothing_is_lost(pressure):
     pressure.flush()
     body = pressure.body(chat("word " * 4000), ())
