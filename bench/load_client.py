@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from typing import Callable
+from typing import AsyncIterator, Callable
 
 import httpx
 
@@ -18,6 +18,31 @@ TIMEOUT_S = 600.0
 
 def picture_part(image: int, side: int) -> dict:
     return {"type": "image_url", "image_url": {"url": data_url(make_image(image, side, side))}}
+
+
+async def pieces(http: httpx.AsyncClient, body: dict, turn: Turn) -> AsyncIterator[tuple[dict, int]]:
+    """Stream one chat completion: each piece with the answer's tokens so far by the server's count (0: not told).
+
+    Prompt and cached tokens go to ``turn`` as the server tells them.
+
+    Raises:
+        RuntimeError: an HTTP error, or a piece that is one. httpx.HTTPError: the connection broke.
+    """
+    async with http.stream("POST", "/v1/chat/completions", json=body) as reply:
+        if reply.status_code != 200:
+            raise RuntimeError(f"HTTP {reply.status_code}: {(await reply.aread())[:300]!r}")
+        async for line in reply.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            piece = json.loads(line[6:])
+            if "error" in piece:
+                raise RuntimeError(str(piece["error"]))
+            usage = piece.get("usage") or {}
+            if usage:
+                turn.prompt_tokens = usage["prompt_tokens"]
+                details = usage.get("prompt_tokens_details") or {}
+                turn.cached_tokens = max(turn.cached_tokens, details.get("cached_tokens") or 0)
+            yield piece, usage.get("completion_tokens") or 0
 
 
 class LoadClient:
@@ -56,30 +81,15 @@ class LoadClient:
             "stream_options": {"include_usage": True, "continuous_usage_stats": True},
         }
         text = ""
-        async with self.http.stream("POST", "/v1/chat/completions", json=body) as reply:
-            if reply.status_code != 200:
-                raise RuntimeError(f"HTTP {reply.status_code}: {(await reply.aread())[:300]!r}")
-            async for line in reply.aiter_lines():
-                if line.startswith("data: {"):
-                    text += self._piece(json.loads(line[6:]), turn)
+        async for piece, count in pieces(self.http, body, turn):
+            content = "".join((choice.get("delta") or {}).get("content") or "" for choice in piece.get("choices") or [])
+            if content:
+                turn.arrivals.append(self._now())
+                turn.tokens.append(count or (turn.tokens[-1] if turn.tokens else 0) + 1)
+                text += content
         if not turn.arrivals:
             raise RuntimeError("the answer was empty")
         return text
-
-    def _piece(self, piece: dict, turn: Turn) -> str:
-        if "error" in piece:
-            raise RuntimeError(str(piece["error"]))
-        usage = piece.get("usage") or {}
-        if usage:
-            turn.prompt_tokens = usage["prompt_tokens"]
-            details = usage.get("prompt_tokens_details") or {}
-            turn.cached_tokens = max(turn.cached_tokens, details.get("cached_tokens") or 0)
-        content = "".join((choice.get("delta") or {}).get("content") or "" for choice in piece.get("choices") or [])
-        if content:
-            count = usage.get("completion_tokens") or (turn.tokens[-1] if turn.tokens else 0) + 1
-            turn.arrivals.append(self._now())
-            turn.tokens.append(count)
-        return content
 
     async def _chat(self, chat: PlannedChat) -> None:
         messages: list[dict] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Sequence
 
@@ -37,19 +38,18 @@ class Turn:
         """Time to first token."""
         return self.arrivals[0] - self.sent
 
-    @property
-    def between_tokens(self) -> list[float]:
-        """Inter-token latencies; a piece of n tokens counts as n, each an n-th of its wait."""
+    def between_tokens(self, begin: float = -math.inf, end: float = math.inf) -> list[float]:
+        """Inter-token latencies that ended in ``[begin, end)``; a piece of n tokens counts as n, each its n-th part."""
         gaps = []
         for i in range(1, len(self.arrivals)):
             new = self.tokens[i] - self.tokens[i - 1]
-            if new > 0:
+            if new > 0 and begin <= self.arrivals[i] < end:
                 gaps += [(self.arrivals[i] - self.arrivals[i - 1]) / new] * new
         return gaps
 
     def meets(self, slo_first: float, slo_between: float) -> bool:
         """Whether the first token came within ``slo_first`` and the mean inter-token latency within ``slo_between``."""
-        gaps = self.between_tokens
+        gaps = self.between_tokens()
         return self.first_token <= slo_first and (not gaps or sum(gaps) / len(gaps) <= slo_between)
 
 
@@ -81,7 +81,7 @@ def summarise(turns: Sequence[Turn], seconds: float, slo_first: float, slo_betwe
         "errors": len(turns) - len(good),
         "seconds": round(seconds, 2),
         **percentiles("ttft", [turn.first_token for turn in good]),
-        **percentiles("itl", [gap for turn in good for gap in turn.between_tokens]),
+        **percentiles("itl", [gap for turn in good for gap in turn.between_tokens()]),
         "requests_per_s": round(len(good) / seconds, 3),
         "answer_tokens_per_s": round(sum(turn.tokens[-1] for turn in good) / seconds, 2),
         "goodput_per_s": round(sum(turn.meets(slo_first, slo_between) for turn in good) / seconds, 3),

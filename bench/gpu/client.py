@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-import json
 import random
 import time
 import zlib
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from bench.gpu.programme import Load
+from bench.load_client import pieces
 from bench.stats import Turn
 
 TIMEOUT_S = 600.0
@@ -67,32 +67,16 @@ class TimedClient:
         turn = Turn(number, 0, self._now())
         self.turns.append(turn)
         try:
-            async with self.http.stream("POST", "/v1/chat/completions", json=body) as reply:
-                if reply.status_code != 200:
-                    raise RuntimeError(f"HTTP {reply.status_code}: {(await reply.aread())[:300]!r}")
-                async for line in reply.aiter_lines():
-                    if line.startswith("data: {"):
-                        self._piece(json.loads(line[6:]), turn)
+            # By the server's own count: not every token of a model without weights is a piece of text.
+            async for _, count in pieces(self.http, body, turn):
+                if count > (turn.tokens[-1] if turn.tokens else 0):
+                    turn.arrivals.append(self._now())
+                    turn.tokens.append(count)
             if turn.tokens[-1:] != [body["max_tokens"]]:
                 raise RuntimeError(f"the answer ended after {turn.tokens[-1:]} of {body['max_tokens']} tokens")
         except (httpx.HTTPError, RuntimeError) as error:
             turn.error = f"{type(error).__name__}: {error}"
             await asyncio.sleep(0.2)  # a server that refuses everything is not to be hammered
-
-    def _piece(self, piece: dict, turn: Turn) -> None:
-        """Count by the server's own usage: not every token of a model without weights is a piece of text."""
-        if "error" in piece:
-            raise RuntimeError(str(piece["error"]))
-        usage = piece.get("usage") or {}
-        if not usage:
-            return
-        turn.prompt_tokens = usage["prompt_tokens"]
-        details = usage.get("prompt_tokens_details") or {}
-        turn.cached_tokens = max(turn.cached_tokens, details.get("cached_tokens") or 0)
-        count = usage.get("completion_tokens") or 0
-        if count > (turn.tokens[-1] if turn.tokens else 0):
-            turn.arrivals.append(self._now())
-            turn.tokens.append(count)
 
     async def _user(self, number: int) -> None:
         while True:

@@ -16,16 +16,6 @@ def tokens_within(turn: Turn, begin: float, end: float) -> int:
     )  # fmt: skip
 
 
-def gaps_within(turn: Turn, begin: float, end: float) -> list[float]:
-    """Inter-token latencies that ended in ``[begin, end)``; a piece of n tokens counts as n gaps."""
-    gaps = []
-    for i in range(1, len(turn.arrivals)):
-        new = turn.tokens[i] - turn.tokens[i - 1]
-        if new > 0 and begin <= turn.arrivals[i] < end:
-            gaps += [(turn.arrivals[i] - turn.arrivals[i - 1]) / new] * new
-    return gaps
-
-
 def concurrency(turns: Sequence[Turn], begin: float, end: float) -> float:
     """Requests that were generating (between their first and last token), on average over ``[begin, end)``."""
     overlap = 0.0
@@ -49,16 +39,17 @@ def load_figures(turns: Sequence[Turn], begin: float, end: float) -> dict[str, A
     seen = [turn for turn in turns if turn.error is None and turn.arrivals]
     first = [turn for turn in seen if begin <= turn.arrivals[0] < end]
     prompt = sum(turn.prompt_tokens for turn in first)
+    answer = sum(tokens_within(turn, begin, end) for turn in seen)
     return {
         "window_s": round(end - begin, 2),
         "requests_started": len(first),
         "errors": sum(turn.error is not None for turn in turns),
-        "answer_tokens": sum(tokens_within(turn, begin, end) for turn in seen),
-        "answer_tokens_per_s": round(sum(tokens_within(turn, begin, end) for turn in seen) / (end - begin), 1),
+        "answer_tokens": answer,
+        "answer_tokens_per_s": round(answer / (end - begin), 1),
         "prompt_tokens_per_s": round(prompt / (end - begin), 1),
         "concurrency": round(concurrency(seen, begin, end), 2),
         **percentiles("ttft", [turn.first_token for turn in first]),
-        **percentiles("itl", [gap for turn in seen for gap in gaps_within(turn, begin, end)]),
+        **percentiles("itl", [gap for turn in seen for gap in turn.between_tokens(begin, end)]),
         "cached_share": round(sum(turn.cached_tokens for turn in first) / prompt, 4) if prompt else None,
         "error_messages": sorted({turn.error for turn in turns if turn.error})[:5],
     }
