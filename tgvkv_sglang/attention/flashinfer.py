@@ -19,14 +19,14 @@ class Step:
     """What one forward of a batch with vision needs beyond the stock path.
 
     Attributes:
-        holes: positions of each request that views stand for. Of all rows of a captured graph, padding included.
-        units: the views' units, or None when no request has a view.
+        holes, units: positions of each request that views stand for (of all rows of a captured graph, padding
+            included), and the views' units; both None when no request has a view.
         row_requests: ``[R]`` request of each query row in a prefill; None in decode (row ``b`` is request ``b``).
         scoring: requests that score in this forward, each with the batch rows of its grounding text ``[t]`` int64.
     """
 
-    holes: Holes
-    units: BatchUnits | None
+    holes: Holes | None = None
+    units: BatchUnits | None = None
     row_requests: torch.Tensor | None = None
     scoring: list[tuple[Row, torch.Tensor]] = field(default_factory=list)
 

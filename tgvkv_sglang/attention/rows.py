@@ -22,7 +22,8 @@ class Row:
     Attributes:
         state: the request's state; None for a request on the stock path.
         table: views that it attends through, or None.
-        scores: some of its rows may score vision. last_chunk: the prompt ends in this forward.
+        text: ``[t]`` int64 on the host, its grounding rows in this forward, from ``start``; None: nothing to score.
+        last_chunk: the prompt ends in this forward, and the vision is scored.
     """
 
     state: RequestState | None
@@ -31,7 +32,7 @@ class Row:
     prefix: int
     length: int
     table: ViewTable | None = None
-    scores: bool = False
+    text: torch.Tensor | None = None
     last_chunk: bool = False
 
 
@@ -45,8 +46,11 @@ def plan_prefill_rows(
         if state is not None:
             row.table = state.table(decode=False)
             # After a retraction a prefill runs on past the prompt, and a chunk may hold generated tokens alone.
-            row.scores = prefix < state.prompt_len and begin(state) is not None
-            row.last_chunk = row.scores and length >= state.prompt_len
+            grounding = begin(state) if prefix < state.prompt_len else None
+            if grounding is not None:
+                row.last_chunk = length >= state.prompt_len
+                text = grounding.rows(row.prefix, row.length)
+                row.text = text if len(text) or row.last_chunk else None
         rows.append(row)
         at = row.end
     return rows

@@ -75,7 +75,7 @@ class TgvTorchBackend(TorchNativeAttnBackend):
         slots = self.req_to_token_pool.req_to_token[index, : row.length]
         if row.last_chunk:
             row.state.grounding.locate(slots)
-        return KeyRows(slots, row.table, self._units) if row.table is not None or row.scores else None
+        return KeyRows(slots, row.table, self._units) if row.table is not None or row.text is not None else None
 
     def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True):
         if self._rows is None:
@@ -105,14 +105,13 @@ class TgvTorchBackend(TorchNativeAttnBackend):
                 positions = torch.arange(row.prefix, row.length)
                 mask = None if row.end - row.start == 1 else visible(positions, keys)
                 outputs[part] = attend(queries[part], keys, self._units, mask, layer.scaling)
-            if row.scores:
+            if row.text is not None:
                 self._score(queries[part], row, keys, layer)
         return out
 
     def _score(self, q: torch.Tensor, row: Row, keys: Keys, layer: Any) -> None:
-        rows = row.state.grounding.rows(row.prefix, row.length)
-        q = q[rows]
-        lse_e = row_lse_e(q, keys, self._units, visible(rows + row.prefix, keys), layer.scaling)
+        q = q[row.text]
+        lse_e = row_lse_e(q, keys, self._units, visible(row.text + row.prefix, keys), layer.scaling)
         stash_and_score(row, layer.layer_id - self._first_layer, q, lse_e, self._units, layer.scaling)
 
     def _stock_extend(self, q, out, layer, forward_batch, i: int) -> None:

@@ -58,6 +58,8 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
         self._begin = grounding_starter(self._store, model_runner)
         self._retention = config_of(model_runner.server_args).retention
         self._step: Step | None = None
+        self._states: list | None = None
+        self._tables: Tables | None = None
         self._decode_stamp: tuple | None = None
         self._decode_step: Step | None = None
         self._fixed: FixedUnits | None = None
@@ -78,8 +80,14 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
         if states is None:
             return None
         if forward_batch.forward_mode.is_decode():
-            return self._plan_decode(decode_tables(states))
+            return self._plan_decode(self._decode_tables(states))
         return self._plan_prefill(states, forward_batch)
+
+    def _decode_tables(self, states: list) -> Tables | None:
+        """:func:`decode_tables` of one forward's states, asked for by each graph hook and answered once."""
+        if states is not self._states:
+            self._states, self._tables = states, decode_tables(states)
+        return self._tables
 
     def _plan_decode(self, tables: Tables | None) -> Step | None:
         """Outside a graph. Made anew only when the batch or a view has changed."""
@@ -96,25 +104,22 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
         prefixes, counts = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
         lengths = [int(p) + int(n) for p, n in zip(prefixes, counts, strict=True)]
         rows = plan_prefill_rows(states, prefixes, lengths, self._begin)
-        tables = [row.table for row in rows]
-        viewed = any(table is not None for table in tables)
-        if not viewed and not any(row.scores for row in rows):
-            return None
-        device = self._store.device
-        scoring = []
+        tables, device = [row.table for row in rows], self._store.device
+        step = Step()
         for i, row in enumerate(rows):
-            if row.scores:
-                scoring.append((row, self._text_rows(row, forward_batch.req_pool_indices[i : i + 1])))
-        units = BatchUnits.of(tables, self._store.layers, device) if viewed else None
-        requests = row_requests([row.end - row.start for row in rows], device) if viewed else None
-        return Step(Holes.of(tables, device), units, requests, scoring)
+            if row.text is not None:
+                step.scoring.append((row, self._text_rows(row, forward_batch.req_pool_indices[i : i + 1])))
+        if any(table is not None for table in tables):
+            step.holes, step.units = Holes.of(tables, device), BatchUnits.of(tables, self._store.layers, device)
+            step.row_requests = row_requests([row.end - row.start for row in rows], device)
+        return step if step.scoring or step.units is not None else None
 
     def _text_rows(self, row: Row, pool_index: torch.Tensor) -> torch.Tensor:
         """Batch rows of a request's grounding text; tells the grounding where its tokens lie with the last chunk."""
-        grounding = row.state.grounding
         if row.last_chunk:
-            grounding.locate(self.req_to_token_pool.req_to_token.index_select(0, pool_index)[0, : row.length])
-        return upload(grounding.rows(row.prefix, row.length) + row.start, self._store.device)
+            slots = self.req_to_token_pool.req_to_token.index_select(0, pool_index)[0, : row.length]
+            row.state.grounding.locate(slots)
+        return upload(row.text + row.start, self._store.device)
 
     def _prepare_dequant_workspace_metadata_for_extend(self, forward_batch: Any, use_ragged: bool = False) -> None:
         """Stock code takes a prefill's index rows and their lengths from here when they are set."""
@@ -209,17 +214,17 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             self._capturing = False
 
     def views_in(self, states: list) -> bool:
-        return decode_tables(states) is not None
+        return self._decode_tables(states) is not None
 
     def graph_fits(self, states: list) -> bool:
         """Whether the views of a decode batch fit the captured graphs' tables."""
-        tables = decode_tables(states)
+        tables = self._decode_tables(states)
         return tables is None or self._fixed.fits(tables)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         batch, tables = forward_batch.batch_size, None
         if not in_capture:
-            tables = decode_tables(current_states() or [])
+            tables = self._decode_tables(current_states() or [])
         elif self._capturing:
             tables = [None] * batch
         self.decode_cuda_graph_metadata = self._graph_wrappers[tables is not None]
