@@ -13,7 +13,6 @@ SCOPES = ("vision", "total")
 RECLAIMS = ("pressure", "eager")
 POLICIES = ("tgv",)
 REQUEST_OPTIONS = ("tgvkv_retention", "tgvkv_trace")
-NAMESPACE_MARK = "\x1ftgvkv-retention="
 
 
 def parse_retention(value: Any, where: str) -> float:
@@ -123,17 +122,3 @@ class RequestOptions:
 
     def apply(self, config: TgvConfig) -> TgvConfig:
         return config if self.retention is None else replace(config, retention=self.retention)
-
-
-def namespaced(extra_key: str | None, config: TgvConfig, server: TgvConfig) -> str | None:
-    """The radix namespace of a request: another retention than the server's never shares KV (DESIGN rule 9)."""
-    if config.retention == server.retention:
-        return extra_key
-    return f"{extra_key or ''}{NAMESPACE_MARK}{config.retention!r}"
-
-
-def namespace_retention(extra_key: str | None, server: TgvConfig) -> float:
-    """The retention under which a namespace's nodes were made (inverse of :func:`namespaced`)."""
-    if extra_key and NAMESPACE_MARK in extra_key:
-        return float(extra_key.rsplit(NAMESPACE_MARK, 1)[1])
-    return server.retention

@@ -8,12 +8,17 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
+def plugin_env(name: str) -> dict[str, str]:
+    """Environment of a server process in which SGLang finds the test plugin in the folder ``name`` beside this file."""
+    paths = [HERE / name, HERE.parents[1], os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
+
+
 def gpu_like_env(graphs: bool = False) -> dict[str, str]:
     """Environment of a server process in which SGLang finds the ``gpu_like`` plugin and the fakes it installs.
 
     Args:
         graphs: decode is captured and replayed (:mod:`tests.fakes.graphs`).
     """
-    paths = [HERE / "gpu_like", HERE.parents[1], os.environ.get("PYTHONPATH", "")]
-    env = {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
+    env = plugin_env("gpu_like")
     return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env

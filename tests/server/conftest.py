@@ -12,7 +12,7 @@ from typing import Iterator
 
 import pytest
 
-from tests.fakes import gpu_like_env
+from tests.fakes import gpu_like_env, plugin_env
 from tests.oracle.oracle import Oracle, load
 from tests.server.harness import Server, launch
 from tgvkv_sglang.demo.tiny_model import make_tiny_model
@@ -68,6 +68,13 @@ def pressure(request, model_dir, tmp_path_factory) -> Iterator[Server]:
     """The same server on each attention backend: torch; FlashInfer (a stand-in); that in decode graphs, zero bubble."""
     flags, env = BACKENDS[request.param]
     yield from _serve(model_dir, tmp_path_factory.mktemp("pressure"), *PRESSURE, *flags, tokens=1500, env=env)
+
+
+@pytest.fixture(scope="module")
+def colliding(model_dir, tmp_path_factory) -> Iterator[Server]:
+    """Every two pictures have the same pad id; prefills are chunked, memory is short, requests are retracted."""
+    env = {**plugin_env("few_bits"), **RETRACT}
+    yield from _serve(model_dir, tmp_path_factory.mktemp("colliding"), *PRESSURE, tokens=1500, env=env)
 
 
 @pytest.fixture(scope="module")

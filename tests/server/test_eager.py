@@ -6,8 +6,10 @@ import math
 from fractions import Fraction
 
 import pytest
+import requests
+from PIL import Image
 
-from tests.images import make_image
+from tests.images import data_url, make_image
 from tests.server.compare import assert_selection, assert_tokens, ids_of
 from tests.server.prompts import about_images, chat, interleaved
 
@@ -126,6 +128,67 @@ def test_retentions_do_not_share(eager):
     assert eager.generate(text, [image], retention=0.5).cached == 0
     assert eager.generate(text, [image]).cached == 0
     assert eager.generate(text, [image], retention=0.5).cached > 0
+
+
+def ask_chat(server, image, **fields) -> int:
+    """A question about ``image`` through the chat API; returns how many prompt tokens came from the cache."""
+    picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
+    content = [picture, {"type": "text", "text": "Where is it?"}]
+    body = {"model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": 4, "temperature": 0}
+    reply = server.post("/v1/chat/completions", {**body, **fields})
+    reply.raise_for_status()
+    return reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+@pytest.mark.parametrize("custom", ({}, {"custom_params": {"tgvkv_retention": 0.3}}))
+def test_salts_and_keys_share_nothing(eager, custom):
+    """One picture and question; every salt, key and pair of them is a namespace of its own."""
+    image = make_image(17, 160, 160)
+    eager.flush()
+    tenants = [{}, {"cache_salt": "ab"}, {"extra_key": "xy"}, {"cache_salt": "ab", "extra_key": "c"},
+               {"cache_salt": "a", "extra_key": "bc"}, {"cache_salt": "c", "extra_key": "ab"}]  # fmt: skip
+    assert [ask_chat(eager, image, **tenant, **custom) for tenant in tenants] == [0] * len(tenants)
+    assert min(ask_chat(eager, image, **tenant, **custom) for tenant in tenants) > 25
+
+
+@pytest.mark.parametrize("value", ("nan", "1.0", "0.05", "x"))
+def test_a_key_cannot_pose_as_another_namespace(eager, value):
+    image = make_image(18, 160, 160)
+    key = f"\x1ftgvkv-retention={value}"
+    with pytest.raises(requests.HTTPError, match="400"):
+        ask_chat(eager, image, extra_key=key)
+    body = {**eager.body(chat(about_images("Hm?")), [image], retention=0.2), "extra_key": key}
+    reply = eager.post("/generate", body)
+    assert reply.status_code == 400 and "extra_key" in reply.text
+    assert ask_chat(eager, image, cache_salt=key) == 0
+    assert eager.generate(chat("Hello")).ids
+
+
+def test_equal_patches_in_another_shape_are_another_picture(eager, oracle):
+    """Two plain pictures, 256x64 and 128x128: the same patches, so SGLang's hash of the features is the same."""
+    images = [Image.new("RGB", size, (200, 30, 60)) for size in ((256, 64), (128, 128))]
+    text = chat(about_images("How wide is it?"))
+    before_image = len(ids_of(oracle, text.split("<|image_pad|>")[0]))
+    prompts = [oracle.prepare_ids(ids_of(oracle, text), [image]) for image in images]
+    assert prompts[0].token_ids == prompts[1].token_ids
+    for retention in (0.5, 1.0):
+        eager.flush()
+        for image, prompt in zip(images, prompts, strict=True):
+            answer = eager.generate(text, [image], retention=retention, logprobs=True)
+            assert answer.cached <= before_image
+            assert assert_tokens(answer, oracle.greedy(prompt, 16, retention=retention)) >= 8
+
+
+@pytest.mark.parametrize("field", ("mm_hashes", "hash"))
+def test_a_client_cannot_say_which_picture_it_sends(eager, field):
+    body = eager.body(chat(about_images("Hm?")), [make_image(19, 128, 128)])
+    if field == "mm_hashes":
+        body["mm_hashes"] = ["ff"]
+    else:
+        body["image_data"] = [{"format": "precomputed_embedding", "feature": [[0.0]], "hash": 255}]
+    reply = eager.post("/generate", body)
+    assert reply.status_code == 400 and field in reply.text
+    assert eager.generate(chat("Hello")).ids
 
 
 @pytest.mark.parametrize("retention", (0.1, 0.2))

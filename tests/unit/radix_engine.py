@@ -17,11 +17,11 @@ from tgvkv_sglang.attention.plan import plan_prefill
 from tgvkv_sglang.attention.state import RequestState
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.kv.matching import whole_prefix
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE, Node
+from tgvkv_sglang.kv.nodes import Node
 from tgvkv_sglang.kv.radix import Inserted, Match, SpanTree
 from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.kv.views import View
-from tgvkv_sglang.spans import vision_spans
+from tgvkv_sglang.spans import VISION_PAD_BASE, vision_spans
 
 POISON = -1
 

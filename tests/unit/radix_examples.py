@@ -3,7 +3,7 @@
 import torch
 
 from tests.unit.radix_engine import Engine, Request
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE
+from tgvkv_sglang.spans import VISION_PAD_BASE
 
 IMAGE, OTHER = [VISION_PAD_BASE + 1] * 9, [VISION_PAD_BASE + 2] * 6
 SYSTEM, WHAT, WHERE = [1, 2, 3, 4], [11, 12, 13], [11, 22, 23]

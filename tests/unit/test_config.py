@@ -1,4 +1,4 @@
-"""Configuration, per-request options and radix namespaces."""
+"""Configuration and per-request options."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from tgvkv_sglang.config import RequestOptions, TgvConfig, namespace_retention, namespaced
+from tgvkv_sglang.config import RequestOptions, TgvConfig
 from tgvkv_sglang.errors import ConfigError, TgvkvError
 
 
@@ -72,19 +72,3 @@ def test_bad_request_trace(bad):
 def test_unknown_request_option_is_named():
     with pytest.raises(ConfigError, match="tgvkv_retain.*tgvkv_retention, tgvkv_trace"):
         RequestOptions.from_custom_params({"tgvkv_retain": 0.5})
-
-
-@pytest.mark.parametrize("key", [None, "", "tenant"])
-def test_namespaces(key):
-    server = TgvConfig(retention=0.1)
-    assert namespaced(key, TgvConfig(retention=0.1), server) == key
-    assert namespace_retention(key, server) == 0.1
-    seen = {namespaced(key, TgvConfig(retention=r), server) for r in (0.1, 0.2, 1.0, 1e-9)}
-    assert len(seen) == 4
-    for r in (0.2, 1.0, 1e-9):
-        assert namespace_retention(namespaced(key, TgvConfig(retention=r), server), server) == r
-
-
-def test_a_clients_own_key_cannot_pose_as_another_namespace():
-    server = TgvConfig(retention=0.1)
-    assert namespaced("a", TgvConfig(retention=0.2), server) != namespaced("a", server, server)

@@ -11,7 +11,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 from tests.unit.radix_engine import POISON, Engine, Request
 from tests.unit.radix_model import Model, ViewRecord, compare_match, snapshot
 from tgvkv_sglang.kv import integrity
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE
+from tgvkv_sglang.spans import VISION_PAD_BASE
 
 LAYERS = 3
 MAX_RUNNING = 4

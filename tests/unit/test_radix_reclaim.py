@@ -22,7 +22,7 @@ from tests.unit.radix_examples import (
     span_nodes,
 )
 from tgvkv_sglang.kv import integrity
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE
+from tgvkv_sglang.spans import VISION_PAD_BASE
 
 
 @pytest.fixture

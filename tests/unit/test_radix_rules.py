@@ -20,7 +20,7 @@ from tests.unit.radix_examples import (
 from tgvkv_sglang.errors import IntegrityError
 from tgvkv_sglang.kv import integrity
 from tgvkv_sglang.kv.matching import whole_prefix
-from tgvkv_sglang.kv.nodes import vision_runs
+from tgvkv_sglang.spans import vision_runs
 
 
 @pytest.fixture

@@ -5,8 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE, shared_prefix, vision_runs
-from tgvkv_sglang.spans import vision_spans, with_text
+from tgvkv_sglang.kv.nodes import shared_prefix
+from tgvkv_sglang.spans import (
+    VISION_PAD_BASE,
+    PictureRun,
+    picture_symbol,
+    vision_runs,
+    vision_spans,
+    with_symbols,
+    with_text,
+)
 from tgvkv_sglang.types import Span, SpanKind
 
 A, B = VISION_PAD_BASE, VISION_PAD_BASE + 9
@@ -65,3 +73,23 @@ def test_the_kinds_in_a_trace():
 def test_empty_or_negative_span_is_refused(bounds):
     with pytest.raises(ValueError, match="0 <= start < end"):
         Span(*bounds)
+
+
+@given(st.integers(0, 2**128 - 1) | st.integers(0, VISION_PAD_BASE) | st.integers(2**64 - VISION_PAD_BASE, 2**64))
+def test_a_pictures_symbol_is_no_text_token_and_keeps_the_hash(picture_hash):
+    symbol = picture_symbol(picture_hash)
+    assert -(2**63) <= symbol < 2**63 and not 0 <= symbol < VISION_PAD_BASE
+    low = picture_hash % 2**64
+    assert symbol % 2**64 == low if low >= VISION_PAD_BASE else symbol == -low - 1
+    assert vision_runs(np.array([1, symbol, symbol, 2])) == [(1, 3)]
+
+
+def test_pictures_with_one_pad_id_are_two_runs():
+    ids = np.array([1, A, A, A, 2, A])
+    runs = [PictureRun(1, 2, picture_symbol(2**62)), PictureRun(2, 4, -7)]
+    known = with_symbols(ids, runs)
+    assert known.tolist() == [1, 2**62, -7, -7, 2, A] and ids.tolist() == [1, A, A, A, 2, A]
+    assert vision_runs(known) == [(1, 2), (2, 4), (5, 6)]
+    assert vision_spans(known) == [Span(1, 2), Span(2, 4), Span(5, 6)]
+    assert with_symbols(ids[:1], runs).tolist() == [1] and with_symbols(ids[:3], runs).tolist() == [1, 2**62, -7]
+    assert with_symbols(ids, ()) is ids

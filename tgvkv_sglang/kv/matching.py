@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .nodes import Node, vision_runs
+from ..spans import vision_runs
+from .nodes import Node
 from .views import View
 
 

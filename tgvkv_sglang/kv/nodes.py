@@ -1,4 +1,4 @@
-"""Nodes of the span tree and the runs of vision tokens that must stay whole."""
+"""Nodes of the span tree."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ import torch
 
 if TYPE_CHECKING:
     from .views import View
-
-# SGLang replaces every multimodal token by an id of at least this value; equal ids are one item.
-VISION_PAD_BASE = 1_000_000
-
 
 class SpanUser(Protocol):
     """A running request that decodes through views; told when a span's full slots go away."""
@@ -85,16 +81,6 @@ class Node:
                 return True
             node = node.parent
         return False
-
-
-def vision_runs(ids: np.ndarray) -> list[tuple[int, int]]:
-    """Maximal runs ``[start, end)`` of equal vision pad ids, ascending."""
-    vision = ids >= VISION_PAD_BASE
-    if not vision.any():
-        return []
-    where = np.flatnonzero(vision)
-    breaks = np.flatnonzero((np.diff(where) != 1) | (np.diff(ids[where]) != 0)) + 1
-    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(where, breaks)]
 
 
 def shared_prefix(a: np.ndarray, b: np.ndarray) -> int:

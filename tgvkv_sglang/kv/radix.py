@@ -13,8 +13,9 @@ from typing import Callable, Hashable, Iterator
 import numpy as np
 import torch
 
+from ..spans import vision_runs
 from .matching import covered, grounding_floor, replays, views_on_path, whole_spans
-from .nodes import Node, shared_prefix, vision_runs
+from .nodes import Node, shared_prefix
 from .reclaim import Reclaimer
 from .store import UnitStore
 from .views import View

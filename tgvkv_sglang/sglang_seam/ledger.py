@@ -149,8 +149,32 @@ LEDGER = (
         "AROUND",
         "requests:create_tokenized_object",
         ("self", "obj", "input_text", "input_ids", "input_embeds", "mm_inputs", "token_type_ids"),
-        "bad per-request options become HTTP 400, another retention gets its own radix namespace",
+        "what a client may not say becomes HTTP 400: bad options, keys that pose as others",
         "SGLang lets plugins validate requests",
+    ),
+    Hook(
+        f"{SRT}managers.tokenizer_manager.TokenizerManager._tokenize_one_request",
+        "AROUND",
+        "requests:tokenize_one_request",
+        ("self", "obj"),
+        "hashes of pictures that a client claims become HTTP 400 before anything is read or cached under them",
+        "SGLang hashes what it is sent",
+    ),
+    Hook(
+        f"{SRT}entrypoints.openai.serving_base.OpenAIServingBase._compute_extra_key",
+        "AROUND",
+        "requests:compute_extra_key",
+        ("self", "request"),
+        "keeps cache_salt and extra_key apart; written one behind the other, ('a', 'bc') is ('ab', 'c')",
+        "SGLang hands the salt on by itself (RadixKey.cache_salt, 0.5.23)",
+    ),
+    Hook(
+        f"{SRT}managers.schedule_batch.MultimodalDataItem.set_pad_value",
+        "AROUND",
+        "pictures:set_pad_value",
+        ("self",),
+        "a picture's hash covers how its patches lie, not only what is in them",
+        "SGLang hashes the grid too",
     ),
 )
 

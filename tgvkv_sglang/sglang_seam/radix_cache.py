@@ -18,15 +18,16 @@ from sglang.srt.mem_cache.base_prefix_cache import (
 )
 
 from ..attention.plan import plan_prefill
-from ..config import TgvConfig, namespace_retention
+from ..config import TgvConfig
 from ..errors import UnsupportedServerError
 from ..kv.integrity import check
 from ..kv.matching import whole_prefix
 from ..kv.nodes import Node
 from ..kv.radix import Inserted, SpanTree
+from ..namespace import Namespace
 from . import active
 from .pool import TgvKVPool
-from .requests import ensure_state, state_of, token_ids
+from .requests import Facts, facts_of, state_of
 from .selection import select_views
 from .server_args import config_of
 
@@ -121,19 +122,17 @@ class TgvRadixCache(BasePrefixCache):
 
     # -- match ---------------------------------------------------------------------------------------------------
 
-    def _atomic(self, extra_key: str | None) -> bool:
-        """Spans are atomic where something may be evicted; retention 1.0 keeps a plain radix tree."""
-        return namespace_retention(extra_key, self.config) < 1.0
-
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         key, req = params.key, params.req
-        ids = token_ids(key.token_ids)
-        limit = len(ids) if key.limit is None else min(key.limit, len(ids))
-        match = self.tree.match(key.extra_key, ids, limit, self._atomic(key.extra_key))
         if req is not None:
-            state = ensure_state(req, self.config)
-            if state is not None:
-                state.begin(plan_prefill(state, match))
+            facts = facts_of(req, self.config)
+        else:  # nobody says whose pictures these are: only text can match
+            facts = Facts(Namespace.of(self.config, key.extra_key), (), None)
+        ids = facts.tree_ids(key.token_ids)
+        limit = len(ids) if key.limit is None else min(key.limit, len(ids))
+        match = self.tree.match(facts.namespace, ids, limit, facts.namespace.evicts)
+        if facts.state is not None:
+            facts.state.begin(plan_prefill(facts.state, match))
         return MatchResult(
             device_indices=match.slots,
             last_device_node=match.node,
@@ -145,11 +144,13 @@ class TgvRadixCache(BasePrefixCache):
 
     def _insert(self, req: Any, ids: Any, length: int) -> Inserted:
         """Give the request's slots of ``ids[:length]`` to the tree and point its row at the tree's slots."""
-        state = state_of(req)
+        facts = facts_of(req, self.config)
+        state, namespace = facts.state, facts.namespace
         row = self.req_to_token_pool.req_to_token[req.req_pool_idx, :length].to(torch.int64)
         grounding = (state.plan.start, state.prompt_len) if state is not None else None
-        atomic = self._atomic(req.extra_key)
-        inserted = self.tree.insert(req.extra_key, ids[:length], row, req.cache_protected_len, atomic, grounding)
+        inserted = self.tree.insert(
+            namespace, ids[:length], row, req.cache_protected_len, namespace.evicts, grounding
+        )
         fresh = slice(req.cache_protected_len, length)
         self.req_to_token_pool.write((req.req_pool_idx, fresh), inserted.slots[fresh].to(torch.int32))
         req.cache_protected_len = max(req.cache_protected_len, length)
@@ -176,14 +177,15 @@ class TgvRadixCache(BasePrefixCache):
 
     def cache_unfinished_req(self, req: Any, chunked: bool = False) -> None:
         """After a middle chunk: insert its whole spans, keep the tail private. After the last: insert and select."""
+        facts = facts_of(req, self.config)
         if chunked:
-            ids = token_ids(req.full_untruncated_fill_ids)
+            ids = facts.tree_ids(req.full_untruncated_fill_ids)
             end = req.extend_range.end
-            length = whole_prefix(ids, end, self._atomic(req.extra_key))
+            length = whole_prefix(ids, end, facts.namespace.evicts)
             if length > req.cache_protected_len:
                 self._relock(req, self._insert(req, ids, length).node)
         else:
-            ids = token_ids(req.get_fill_ids())
+            ids = facts.tree_ids(req.get_fill_ids())
             end = len(ids)
             inserted, views = self._insert_prompt(req, ids, end)
             self._relock(req, inserted.node)
@@ -207,9 +209,10 @@ class TgvRadixCache(BasePrefixCache):
 
     def cache_finished_req(self, req: Any, is_insert: bool = True, *, kv_len_to_handle: int) -> None:
         """The request leaves: its tokens go to the tree (or are freed), its views stay with the conversation."""
-        state = state_of(req)
+        facts = facts_of(req, self.config)
+        state = facts.state
         if is_insert and not self.disable_finished_insert:
-            ids = token_ids((req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
+            ids = facts.tree_ids((req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
             if state is not None and state.decode_table is None:  # finished with its first token, or without views
                 _, views = self._insert_prompt(req, ids, len(ids))
                 state.decode_through(views)

@@ -1,33 +1,89 @@
-"""A request's options and spans: validated in the tokenizer process, attached to the request in the scheduler."""
+"""What we know of a request: validated in the tokenizer process, attached to the request in the scheduler."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Iterator, Mapping
 
 import numpy as np
 
 from ..attention.state import RequestState
-from ..config import RequestOptions, TgvConfig, namespaced
+from ..config import RequestOptions, TgvConfig
 from ..errors import ConfigError
-from ..spans import vision_spans
+from ..namespace import Namespace, SaltedKey, client_key
+from ..spans import PictureRun, vision_spans, with_symbols
+from .pictures import picture_runs
 from .server_args import config_of
 
-STATE = "_tgvkv_state"
+FACTS = "_tgvkv_facts"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What does not change while a request lives.
+
+    Attributes:
+        namespace: with whom it shares KV.
+        pictures: its multimodal tokens and the ids that stand for them in the tree.
+        state: its views and scoring; None for requests on the stock path (text only, or retention 1.0).
+    """
+
+    namespace: Namespace
+    pictures: tuple[PictureRun, ...]
+    state: RequestState | None
+
+    def tree_ids(self, ids: Any) -> np.ndarray:
+        """SGLang's token ids (``array('q')``) as the tree knows them, int64."""
+        return with_symbols(token_ids(ids), self.pictures)
+
+
+def compute_extra_key(original: Any, self: Any, request: Any) -> str | None:
+    """Keep a chat request's ``cache_salt`` and ``extra_key`` apart; SGLang writes one behind the other."""
+    joined = original(self, request)
+    if config_of(self.tokenizer_manager.server_args) is None:
+        return joined
+    client_key(request.extra_key)
+    return SaltedKey(request.cache_salt, request.extra_key) if request.cache_salt else joined
 
 
 def create_tokenized_object(original: Any, self: Any, obj: Any, *args: Any, **kwargs: Any) -> Any:
-    """Refuse bad options (ValueError becomes HTTP 400) and give another retention its own radix namespace."""
-    server = config_of(self.server_args)
-    if server is None:
+    """Refuse what would harm others; a ConfigError is a ValueError, which SGLang answers with HTTP 400."""
+    if config_of(self.server_args) is None:
         return original(self, obj, *args, **kwargs)
-    sampling = obj.sampling_params if isinstance(getattr(obj, "sampling_params", None), dict) else {}
-    options = RequestOptions.from_custom_params(sampling.get("custom_params"))
     if getattr(obj, "session_params", None):
         raise ConfigError("session_params cannot be used with tgvkv: send the whole conversation, its prefix is cached")
+    key = client_key(getattr(obj, "extra_key", None))
     tokenized = original(self, obj, *args, **kwargs)
-    if options.retention is not None:
-        tokenized.extra_key = namespaced(tokenized.extra_key, options.apply(server), server)
+    RequestOptions.from_custom_params(tokenized.sampling_params.custom_params)
+    if key is not None:
+        tokenized.extra_key = key
     return tokenized
+
+
+def tokenize_one_request(original: Any, self: Any, obj: Any) -> Any:
+    """Runs before a request's pictures are read. Returns the coroutine that reads them."""
+    if config_of(self.server_args) is not None:
+        _refuse_claimed_hashes(obj)
+    return original(self, obj)
+
+
+def _refuse_claimed_hashes(obj: Any) -> None:
+    """A picture is known by its hash: a client that says the hash could put its picture in the place of another's."""
+    if getattr(obj, "mm_hashes", None):
+        raise ConfigError("mm_hashes cannot be used with tgvkv: pictures are hashed here; leave it out")
+    for name in ("image_data", "video_data", "audio_data"):
+        for item in _mappings(getattr(obj, name, None)):
+            claimed = sorted({"hash", "pad_value"} & item.keys())
+            if claimed:
+                raise ConfigError(f"{name} must not say its {claimed[0]!r}: pictures are hashed here; leave it out")
+
+
+def _mappings(data: Any) -> Iterator[Mapping]:
+    if isinstance(data, Mapping):
+        yield data
+    elif isinstance(data, (list, tuple)):
+        for item in data:
+            yield from _mappings(item)
 
 
 def token_ids(ids: Any) -> np.ndarray:
@@ -53,22 +109,27 @@ def image_grids(multimodal_inputs: Any) -> list[list[int]]:
 
 
 def state_of(req: Any) -> RequestState | None:
-    """The state attached to a request, or None (text-only, or retention 1.0)."""
-    return getattr(req, STATE, None)
+    """The state of a request that was matched; None on the stock path."""
+    facts = getattr(req, FACTS, None)
+    return facts.state if facts is not None else None
 
 
-def ensure_state(req: Any, server: TgvConfig) -> RequestState | None:
-    """Attach a state to a request on its first match; None for requests that take the stock path."""
-    if hasattr(req, STATE):
-        return getattr(req, STATE)
-    options = RequestOptions.from_custom_params(
-        {k: v for k, v in (req.sampling_params.custom_params or {}).items() if k != "__req__"}
-    )
+def facts_of(req: Any, server: TgvConfig) -> Facts:
+    """What is known of a request; found out on its first match, when its pictures are still there."""
+    if not hasattr(req, FACTS):
+        setattr(req, FACTS, _find_out(req, server))
+    return getattr(req, FACTS)
+
+
+def _find_out(req: Any, server: TgvConfig) -> Facts:
+    options = RequestOptions.from_custom_params(req.sampling_params.custom_params)
     config = options.apply(server)
+    inputs = req.multimodal_inputs
+    ids = token_ids(req.origin_input_ids)
+    pictures = picture_runs(inputs, ids)
     state = None
-    if config.evicts and req.multimodal_inputs is not None and req.positional_embed_overrides is None:
-        spans = vision_spans(token_ids(req.origin_input_ids), audio_offsets(req.multimodal_inputs))
+    if config.evicts and inputs is not None and req.positional_embed_overrides is None:
+        spans = vision_spans(with_symbols(ids, pictures), audio_offsets(inputs))
         if spans:
-            state = RequestState(req.rid, config, options.trace, spans, len(req.origin_input_ids))
-    setattr(req, STATE, state)
-    return state
+            state = RequestState(req.rid, config, options.trace, spans, len(ids))
+    return Facts(Namespace.of(config, req.extra_key, req.lora_id), pictures, state)
