@@ -7,9 +7,9 @@ from fractions import Fraction
 
 import pytest
 
-from tests.images import make_image
 from tests.server.compare import assert_selection, assert_tokens, ids_of
-from tests.server.prompts import about_images, chat, interleaved
+from tgvkv_sglang.testing.images import make_image
+from tgvkv_sglang.testing.prompts import about_images, chat, interleaved
 
 LAYERS = 4
 RETENTIONS = (0.05, 0.1, 0.2, 0.5)
