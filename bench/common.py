@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Iterator
 
-from tests.server.harness import Server, launch
 from tgvkv_sglang.demo.tiny_model import make_tiny_model
+from tgvkv_sglang.testing.server import Server, launch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"

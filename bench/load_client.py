@@ -11,7 +11,7 @@ import httpx
 
 from bench.load_traffic import PlannedChat, Traffic
 from bench.stats import Turn
-from tests.images import data_url, make_image
+from tgvkv_sglang.testing.images import data_url, make_image
 
 TIMEOUT_S = 600.0
 

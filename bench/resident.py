@@ -21,9 +21,9 @@ from rich.table import Table
 from tqdm import tqdm
 
 from bench.common import RESULTS, STOCK, header, ours, serve, stand_in_model, write_json
-from tests.images import GRID, make_image
-from tests.server.harness import Server
-from tests.server.prompts import about_images, chat
+from tgvkv_sglang.testing.images import GRID, make_image
+from tgvkv_sglang.testing.prompts import about_images, chat
+from tgvkv_sglang.testing.server import Server
 
 QUESTION = "What is it?"
 FOLLOW_UP = "More?"

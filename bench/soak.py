@@ -32,8 +32,8 @@ from tqdm import tqdm
 from bench.common import RESULTS, header, ours, serve, stand_in_model, write_json
 from bench.soak_check import Finished, comparable, gaps_of, verdict
 from bench.soak_traffic import Chat, Request, refused
-from tests.server.harness import Server
-from tests.server.prompts import chat
+from tgvkv_sglang.testing.prompts import chat
+from tgvkv_sglang.testing.server import Server
 
 FLAGS = ("--chunked-prefill-size", "64")
 RETRACT = {"SGLANG_TEST_RETRACT": "1"}

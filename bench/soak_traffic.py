@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Iterator
 
-from tests.images import GRID, make_image, make_pair
-from tests.server.harness import Server
-from tests.server.prompts import IMAGE, chat
+from tgvkv_sglang.testing.images import GRID, make_image, make_pair
+from tgvkv_sglang.testing.prompts import IMAGE, chat
+from tgvkv_sglang.testing.server import Server
 
 SIDES = ((6, 6), (8, 8), (6, 8), (4, 6))
 WORDS = (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from tgvkv_sglang.demo import tiny_model
+from tgvkv_sglang.demo.bundle import DEMO_MODEL
 
 MAX_VISION_TOKENS = 4096
 
@@ -59,7 +60,6 @@ WHAT = {
 """What a result file says of the shapes."""
 WITH_WEIGHTS = {"stand-in": "wide"}
 """Randomly initialised models of ``tgvkv_sglang.demo.tiny_model``, by their size there."""
-DEMO = Path(tiny_model.__file__).resolve().parent.parent / "data" / "demo_model"
 
 
 def model_directory(name: str, under: Path) -> Path:
@@ -69,7 +69,7 @@ def model_directory(name: str, under: Path) -> Path:
         ValueError: no such model.
     """
     if name == "demo":
-        return DEMO
+        return DEMO_MODEL
     target = under / name
     if (target / "config.json").is_file():
         return target

@@ -15,8 +15,9 @@ import requests
 
 from bench.gpu.models import is_dummy, model_directory
 from bench.gpu.programme import ServerSpec
-from tests.server.harness import CPU_FLAGS, STRICT, Server
+from tgvkv_sglang.cli.serve import CPU_FLAGS
 from tgvkv_sglang.cli.server import ServerFailedError, free_port
+from tgvkv_sglang.testing.server import STRICT, Server
 
 STARTED = "servers.json"
 """Process groups of the servers that a part started, for whoever has to clean up after it."""

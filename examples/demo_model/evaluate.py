@@ -23,9 +23,9 @@ sys.path[:0] = [str(Path(__file__).parents[2])]
 from tqdm import tqdm  # noqa: E402
 
 from tgvkv_sglang.demo import probes as P  # noqa: E402
+from tgvkv_sglang.demo.bundle import DEMO_MODEL  # noqa: E402
 from tgvkv_sglang.demo.scenes import render  # noqa: E402
 
-BUNDLE = Path(__file__).parents[2] / "tgvkv_sglang" / "data" / "demo_model"
 MAX_NEW = 40
 
 
@@ -142,7 +142,7 @@ def table(rows: list[tuple[str, P.Tally, P.Tally | None]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=BUNDLE)
+    parser.add_argument("--model", type=Path, default=DEMO_MODEL)
     parser.add_argument("--base-url", help="ask a running OpenAI-compatible server instead of transformers")
     parser.add_argument("--per-class", type=int, default=P.PER_CLASS)
     parser.add_argument("--classes", nargs="*", default=list(P.CLASSES))

@@ -15,13 +15,15 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
 import build  # noqa: E402
 
+from tgvkv_sglang.demo.bundle import DEMO_MODEL  # noqa: E402
+
 STAGE_PREFIX = {"vision": "model.visual.", "text": "model.language_model.", "joint": ""}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--load", type=Path, nargs="+", required=True, help="folders of training runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "tgvkv_sglang" / "data" / "demo_model")
+    parser.add_argument("--out", type=Path, default=DEMO_MODEL)
     args = parser.parse_args()
     tokenizer = build.make_tokenizer()
     model = build.make_model(0, tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -22,3 +23,8 @@ def gpu_like_env(graphs: bool = False) -> dict[str, str]:
     """
     env = plugin_env("gpu_like")
     return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env
+
+
+def replayed_variants(log: str) -> set[str]:
+    """Which variants of a server's decode graphs were replayed, as :mod:`tests.fakes.graphs` says in its log."""
+    return set(re.findall(r"first replay of graph size=\d+ variant=(\w+)", log))

@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.oracle.oracle import Oracle, Turn
 from tests.oracle.selection import Selection, check_kept
-from tests.server.harness import Answer, Server
+from tgvkv_sglang.testing.server import Answer, Server
 
 EPS = 1e-4
 GAP = 1e-3

@@ -14,8 +14,8 @@ import pytest
 
 from tests.fakes import gpu_like_env, plugin_env
 from tests.oracle.oracle import Oracle, load
-from tests.server.harness import Server, launch
 from tgvkv_sglang.demo.tiny_model import make_tiny_model
+from tgvkv_sglang.testing.server import Server, launch
 
 OURS = ("--attention-backend", "tgvkv")
 EAGER = (*OURS, "--tgvkv-retention", "1.0", "--tgvkv-reclaim", "eager")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.images import make_image
 from tests.server.compare import assert_selection, assert_tokens, ids_of
-from tests.server.prompts import about_images, chat, interleaved
 from tgvkv_sglang.spans import VISION_PAD_BASE
+from tgvkv_sglang.testing.images import make_image
+from tgvkv_sglang.testing.prompts import about_images, chat, interleaved
 
 RETENTIONS = (0.1, 0.5, 1.0)  # the server's own, a request's own, and a plain radix tree
 

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
-import tgvkv_sglang
 from tests.oracle.oracle import load
 from tests.server.compare import GAP
 from tests.server.conftest import OURS, _serve
 from tgvkv_sglang.demo import probes as P
+from tgvkv_sglang.demo.bundle import DEMO_MODEL
 from tgvkv_sglang.demo.scenes import render
 
-BUNDLE = Path(tgvkv_sglang.__file__).parent / "data" / "demo_model"
 PER_CLASS = 17  # of twelve classes: 204 questions
 MAX_NEW = 64
 
 
 @pytest.fixture(scope="module")
 def demo_server(tmp_path_factory):
-    yield from _serve(BUNDLE, tmp_path_factory.mktemp("demo"), *OURS, "--tgvkv-retention", "1.0", tokens=30000)
+    yield from _serve(DEMO_MODEL, tmp_path_factory.mktemp("demo"), *OURS, "--tgvkv-retention", "1.0", tokens=30000)
 
 
 @pytest.fixture(scope="module")
 def reference():
-    return load(BUNDLE, dtype=torch.float32, image_backend="pil")
+    return load(DEMO_MODEL, dtype=torch.float32, image_backend="pil")
 
 
 def job(reference, probe: P.Probe) -> dict:

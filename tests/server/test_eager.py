@@ -9,9 +9,9 @@ import pytest
 import requests
 from PIL import Image
 
-from tests.images import data_url, make_image
 from tests.server.compare import assert_selection, assert_tokens, ids_of
-from tests.server.prompts import about_images, chat, interleaved
+from tgvkv_sglang.testing.images import data_url, make_image
+from tgvkv_sglang.testing.prompts import about_images, chat, interleaved
 
 LAYERS = 4
 RETENTIONS = (0.05, 0.1, 0.2, 0.5)

@@ -5,13 +5,12 @@ The pool has 1 500 slots: a handful of images in full, many conversations as vie
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from tests.images import make_image, make_pair
+from tests.fakes import replayed_variants
 from tests.server.compare import assert_selection, assert_tokens, ids_of
-from tests.server.prompts import about_images, chat
+from tgvkv_sglang.testing.images import make_image, make_pair
+from tgvkv_sglang.testing.prompts import about_images, chat
 
 RETENTION = 0.1
 
@@ -148,6 +147,5 @@ def test_too_long_a_prompt_is_refused_and_nothing_is_lost(pressure):
 def test_decode_graphs_are_replayed_with_and_without_views(pressure):
     """Only where there are graphs: text-only traffic goes through SGLang's own, the others through ours."""
     pressure.generate(chat("Hello"), max_new_tokens=4)
-    log = pressure.log.read_text(errors="replace")
-    variants = set(re.findall(r"first replay of graph size=\d+ variant=(\w+)", log))
+    variants = replayed_variants(pressure.log_text())
     assert variants == ({"None", "tgvkv"} if "--tgvkv-zero-bubble" in pressure.process.args else set())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from tests.images import make_image
-from tests.server.prompts import about_images, chat, interleaved
+from tgvkv_sglang.testing.images import make_image
+from tgvkv_sglang.testing.prompts import about_images, chat, interleaved
 
 WORDS = ["red", "blue", "what", "where", "which", "picture", "corner", "left", "circle", "count", "name", "the"]
 GROUPS = 10  # of five prompts each

@@ -11,12 +11,11 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 
+from tgvkv_sglang.cli.serve import CPU_FLAGS
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import ConfigError, IntegrityError, UnsupportedServerError
 from tgvkv_sglang.sglang_seam import active, ledger
 from tgvkv_sglang.sglang_seam.server_args import config_of
-
-CPU = ["--device", "cpu", "--disable-cuda-graph", "--disable-fast-image-processor"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -26,7 +25,7 @@ def plugins():
 
 
 def parse(model_dir, *flags: str) -> ServerArgs:
-    return prepare_server_args(["--model-path", str(model_dir), *CPU, "--attention-backend", "tgvkv", *flags])
+    return prepare_server_args(["--model-path", str(model_dir), *CPU_FLAGS, "--attention-backend", "tgvkv", *flags])
 
 
 def test_every_row_of_the_ledger_holds():
@@ -62,7 +61,7 @@ def test_defaults_are_pressure_and_a_tenth(model_dir):
 
 
 def test_stock_servers_are_left_alone(model_dir):
-    args = prepare_server_args(["--model-path", str(model_dir), *CPU, "--attention-backend", "torch_native"])
+    args = prepare_server_args(["--model-path", str(model_dir), *CPU_FLAGS, "--attention-backend", "torch_native"])
     assert config_of(args) is None and args.radix_cache_backend is None
 
 

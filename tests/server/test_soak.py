@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.soak import FLAGS, RETRACT, Plan, soak
-from tests.server.harness import launch
+from tgvkv_sglang.testing.server import launch
 
 
 def test_soak(model_dir, tmp_path):

@@ -5,13 +5,12 @@ The oracle knows nothing of ranks; both ranks' schedulers log their slots at eve
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from tests.images import make_image
 from tests.server.compare import assert_selection, assert_tokens, ids_of
-from tests.server.prompts import about_images, chat
+from tgvkv_sglang.testing.images import make_image
+from tgvkv_sglang.testing.log_text import memory_checks, retractions
+from tgvkv_sglang.testing.prompts import about_images, chat
 
 
 @pytest.mark.parametrize("retention", (0.05, 0.2))
@@ -35,8 +34,8 @@ def test_ranks_never_diverge_under_load(tensor_parallel, oracle):
         turns.append(oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 16, retention=0.1))
     answers = tensor_parallel.together(jobs)
     assert sum(assert_tokens(a, t) for a, t in zip(answers, turns, strict=True)) >= 100
-    log = tensor_parallel.log.read_text(errors="replace")
-    steps = {rank: re.findall(rf"TP{rank}\] \[Mem Check \(BUSY\)\] (.*)", log) for rank in (0, 1)}
+    log = tensor_parallel.log_text()
+    steps = {rank: memory_checks(log, rank) for rank in (0, 1)}
     shared = min(len(lines) for lines in steps.values())
     assert shared > 50 and steps[0][:shared] == steps[1][:shared]
-    assert "retract" in log.lower()
+    assert retractions(log)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
-from tests.images import make_image
 from tests.server.compare import assert_selection, assert_tokens, ids_of
 from tests.server.conftest import CHUNK
-from tests.server.prompts import about_images, chat
+from tgvkv_sglang.testing.images import make_image
+from tgvkv_sglang.testing.log_text import prefills_beside_one, retractions, rounds
+from tgvkv_sglang.testing.prompts import about_images, chat
 
 
 @pytest.mark.parametrize("retention", (0.05, 0.1, 0.2, 0.5, 0.7))
@@ -35,7 +34,7 @@ def test_retracted_requests_answer_as_if_nothing_had_happened(total, oracle):
     answers = total.together(jobs)
     compared = [assert_tokens(answer, turn) for answer, turn in zip(answers, turns, strict=True)]
     assert sum(compared) >= 60
-    assert "retract" in total.log.read_text(errors="replace").lower()
+    assert retractions(total.log_text())
 
 
 def test_a_chunk_of_generated_tokens_alone_is_not_scored(total, oracle):
@@ -50,13 +49,12 @@ def test_a_chunk_of_generated_tokens_alone_is_not_scored(total, oracle):
         turns.append(oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 1, retention=0.8, scope="total"))
         job = {"text": text, "images": [image], "rid": f"on-and-on-{i}", "trace": True, "retention": 0.8}
         jobs.append({**job, "logprob_start_len": 0, "max_new_tokens": 64})
-    seen = len(total.log.read_text(errors="replace"))
+    seen = len(total.log_text())
     for job, turn, answer in zip(jobs, turns, total.together(jobs), strict=True):
         assert len(answer.ids) == 64 and 2 * CHUNK < answer.meta["prompt_tokens"] <= 3 * CHUNK
         selections = len(list(total.traces.glob(f"{job['rid']}.*")))
         for number in {0, selections - 1}:
             assert_selection(total, job["rid"], turn.selection, number)
     # How far did a prefill beside the other request go, from one retraction to the next?
-    rounds = total.log.read_text(errors="replace")[seen:].split("Testing retraction")
-    again = [re.findall(r"#new-token: (\d+), #cached-token: 0,.* #running-req: 1,", lines) for lines in rounds]
-    assert max(sum(map(int, chunks)) for chunks in again) > 3 * CHUNK
+    again = [prefills_beside_one(lines) for lines in rounds(total.log_text()[seen:])]
+    assert max(map(sum, again)) > 3 * CHUNK

@@ -9,7 +9,7 @@ import pytest
 
 from bench.soak_check import Finished, comparable, first_difference, gaps_of, verdict
 from bench.soak_traffic import Chat, Request, refused, shared_image, text_tokens, vision_tokens
-from tests.server.prompts import IMAGE, chat
+from tgvkv_sglang.testing.prompts import IMAGE, chat
 
 
 def request(text="What?", images=(2,), retention=None, turn=0):

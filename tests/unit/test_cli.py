@@ -22,16 +22,13 @@ from tgvkv_sglang.cli.demo_view import Column, Turn, turn_table
 from tgvkv_sglang.cli.inspect_trace import span_grids
 from tgvkv_sglang.cli.kept import BARS, Kept, bar, human_bytes, kv_unit_bytes, read_kept
 from tgvkv_sglang.cli.main import main
-from tgvkv_sglang.cli.serve import DEMO_MODEL, complete, server_environment
+from tgvkv_sglang.cli.serve import CPU_FLAGS, complete, server_environment
 from tgvkv_sglang.config import REQUEST_OPTIONS, TgvConfig
+from tgvkv_sglang.demo.bundle import DEMO_MODEL
 from tgvkv_sglang.demo.questions import Question
 from tgvkv_sglang.flags import FLAGS
 from tgvkv_sglang.sglang_seam.ledger import SGLANG_VERSION
 from tgvkv_sglang.trace import write_trace
-
-CPU = ["--device", "cpu", "--dtype", "float32", "--page-size", "1", "--disable-cuda-graph",
-       "--disable-fast-image-processor"]  # fmt: skip
-
 
 # -- serve -----------------------------------------------------------------------------------------------------------
 
@@ -39,7 +36,11 @@ CPU = ["--device", "cpu", "--dtype", "float32", "--page-size", "1", "--disable-c
 def test_nothing_given_on_a_cpu_machine_serves_the_bundled_model():
     out = complete([], cuda=False)
     assert out[:4] == ["--model-path", str(DEMO_MODEL), "--attention-backend", "tgvkv"]
-    assert out[4 : 4 + len(CPU)] == CPU
+    assert out[4 : 4 + len(CPU_FLAGS)] == list(CPU_FLAGS)
+
+
+def test_the_cpu_flags_are_those_that_the_readme_tells_for_a_plain_sglang_serve():
+    assert " ".join(CPU_FLAGS) in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
 def test_nothing_is_added_for_a_gpu_but_the_backend():

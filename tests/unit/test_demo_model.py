@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tgvkv_sglang.demo import probes as P
 from tgvkv_sglang.demo import questions as Q
 from tgvkv_sglang.demo import scenes as S
+from tgvkv_sglang.demo.bundle import DEMO_MODEL
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "demo_model"
-BUNDLE = Path(__file__).parents[2] / "tgvkv_sglang" / "data" / "demo_model"
 SPECIAL = (
     "<|im_start|>",
     "<|im_end|>",
@@ -44,7 +44,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def runner(example):
-    return example["evaluate"].TransformersRunner(BUNDLE)
+    return example["evaluate"].TransformersRunner(DEMO_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def prompt_of(runner, probe: P.Probe) -> str:
 
 
 def test_bundle_is_small_and_complete():
-    files = {f.name: f.stat().st_size for f in BUNDLE.iterdir()}
+    files = {f.name: f.stat().st_size for f in DEMO_MODEL.iterdir()}
     assert sum(files.values()) < 12_000_000
     assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= set(files)
     assert {"preprocessor_config.json", "video_preprocessor_config.json", "chat_template.jinja"} <= set(files)
@@ -69,7 +69,7 @@ def test_special_tokens(tokenizer):
         (number,) = tokenizer.encode(token)
         assert tokenizer.decode([number]) == token
     assert tokenizer.eos_token == "<|im_end|>"
-    config = json.loads((BUNDLE / "config.json").read_text())
+    config = json.loads((DEMO_MODEL / "config.json").read_text())
     names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
     names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
     for key, token in names.items():
@@ -158,7 +158,7 @@ def test_training_forwards_equal_transformers(example, runner, size):
 def test_stored_weights_are_bf16_and_deepstack_speaks(runner):
     from safetensors import safe_open
 
-    with safe_open(BUNDLE / "model.safetensors", "pt") as f:
+    with safe_open(DEMO_MODEL / "model.safetensors", "pt") as f:
         assert {f.get_tensor(k).dtype for k in f.keys()} == {torch.bfloat16}  # noqa: SIM118
     assert runner.model.dtype == torch.float32
     assert runner.model.model.visual.deepstack_merger_list[0].linear_fc2.weight.abs().max() > 0

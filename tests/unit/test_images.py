@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.images import data_url, make_image, make_pair, png_bytes
+from tgvkv_sglang.testing.images import data_url, make_image, make_pair, png_bytes
 
 
 @pytest.mark.parametrize(("width", "height"), [(64, 64), (192, 128), (100, 33), (1, 1)])

@@ -10,6 +10,7 @@ PLUGIN = ROOT / "tgvkv_sglang"
 KERNELS = ROOT / "triton_kernels"
 FILES = sorted([*PLUGIN.rglob("*.py"), *KERNELS.rglob("*.py")])
 HEAVY = {"torch", "transformers", "sglang", "triton", "flashinfer", "numpy"}
+OPTIONAL = {"pytest", "hypothesis", "httpx", "matplotlib"}  # in extras alone
 LEAVES = {"types", "errors", "config", "flags", "spans", "namespace", "trace", "__init__"}
 # What each part may import, itself aside. Parts not listed (the demo's data) are free-standing.
 MAY_IMPORT = {
@@ -20,6 +21,7 @@ MAY_IMPORT = {
     "sglang_seam": {"leaves", "kv", "scoring", "attention", "tgvkv_kernels"},
     "cli": {"leaves", "kv", "scoring", "attention", "sglang_seam", "demo", "tgvkv_kernels"},
     "demo": {"leaves"},
+    "testing": {"leaves", "cli", "demo"},  # for tests and benchmarks: nothing above may import it
     "tgvkv_kernels": set(),
 }
 
@@ -85,6 +87,11 @@ def test_imports_go_one_way(path):
     assert own in MAY_IMPORT, f"{own} is a new part: say in MAY_IMPORT what it may import"
     for module in imports(path):
         assert part(module) in {None, own} | MAY_IMPORT[own], f"{own} imports {module}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_optional_packages_are_not_needed_to_import_anything(path):
+    assert not {module.split(".")[0] for module in imports(path, top_level_only=True)} & OPTIONAL
 
 
 def test_leaf_modules_are_known():

@@ -6,9 +6,9 @@ import torch
 from torch.nn import functional
 from transformers import AutoProcessor, DynamicCache, Qwen3VLForConditionalGeneration
 
-from tests.images import make_image
 from tests.oracle import TEXT, VIEWED, VISION, Oracle, Prefill, Prompt, Selection, load, single_threaded
 from tgvkv_sglang.demo.tiny_model import make_tiny_model
+from tgvkv_sglang.testing.images import make_image
 
 CLEAR_GAP = 1e-3  # stock transformers normalises in float32, which moves a logit by up to about 1e-5
 UNUSED_TOKEN = 319

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
-from tests.images import make_image
 from tests.oracle import load, single_threaded
 from tgvkv_sglang.demo.tiny_model import SIZES, SPECIAL_TOKENS, make_tiny_model
+from tgvkv_sglang.testing.images import make_image
 
 
 @pytest.fixture(autouse=True, scope="module")

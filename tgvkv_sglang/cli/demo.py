@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..config import parse_retention
+from ..demo.bundle import DEMO_MODEL
 from ..demo.questions import Question, questions
 from ..demo.scenes import make_scene, render
 from ..errors import ConfigError
@@ -19,7 +20,6 @@ from ..flags import BACKEND
 from .client import ChatError, Conversation
 from .demo_view import Column, Turn, closing, opening, turn_table
 from .kept import kv_unit_bytes, read_kept
-from .serve import DEMO_MODEL
 from .server import CpuServer, ServerFailedError
 
 # Classes of questions that the bundled model answers well enough to be shown (its model card has the figures).

@@ -9,8 +9,9 @@ import sys
 from importlib import metadata
 
 from .. import __version__
+from ..demo.bundle import DEMO_MODEL
 from ..errors import NotActiveError
-from .serve import DEMO_MODEL, cuda_usable
+from .serve import cuda_usable
 
 Row = dict[str, str]
 PLUGIN_GROUPS = {"sglang.srt.plugins": "tgvkv", "sglang.srt.platforms": "tgvkv_cpu"}

@@ -6,12 +6,11 @@ import ctypes
 import os
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Mapping, Sequence
 
+from ..demo.bundle import DEMO_MODEL
 from ..flags import BACKEND, FLAGS
 
-DEMO_MODEL = Path(__file__).resolve().parent.parent / "data" / "demo_model"
 CPU_DEFAULTS: tuple[tuple[str, str | None], ...] = (
     ("--device", "cpu"),
     ("--dtype", "float32"),
@@ -19,6 +18,8 @@ CPU_DEFAULTS: tuple[tuple[str, str | None], ...] = (
     ("--disable-cuda-graph", None),
     ("--disable-fast-image-processor", None),
 )
+CPU_FLAGS = tuple(word for flag in CPU_DEFAULTS for word in flag if word is not None)
+"""The same as words of a command line."""
 # A 3-million-parameter model would be given millions of slots; and its image positions must be interpolated exactly.
 DEMO_DEFAULTS: tuple[tuple[str, str | None], ...] = (
     ("--max-total-tokens", "65536"),

@@ -1,9 +1,11 @@
-"""Live SGLang servers for tests: start, talk, look at memory, stop."""
+"""Live SGLang servers for tests, on the CPU: start, talk, look at memory, stop.
+
+Each checks its memory after every batch: a slot that is lost or has two owners kills the server and so fails the test.
+"""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -16,11 +18,12 @@ from typing import Any, Iterator, Sequence
 import requests
 from PIL import Image
 
-from tests.images import data_url
-from tgvkv_sglang.cli.server import ServerProcess, free_port
-from tgvkv_sglang.trace import read_trace
+from ..cli.serve import CPU_FLAGS
+from ..cli.server import ServerProcess, free_port
+from ..trace import read_trace
+from .images import data_url
+from .log_text import memory_checks, slots_by_owner
 
-CPU_FLAGS = ("--device", "cpu", "--dtype", "float32", "--disable-cuda-graph", "--disable-fast-image-processor")
 COMMON = (
     "--enable-precise-embedding-interpolation",
     "--enable-cache-report",
@@ -112,14 +115,23 @@ class Server(ServerProcess):
         """Slots by owner once the server is idle, as SGLang's own check after its last batch logged them.
 
         ``available`` are free, ``evictable`` belong to the radix cache; ``protected`` and ``uncached`` are 0 then.
+
+        Raises:
+            RuntimeError: no batch has run yet, or requests kept running for 10 s.
         """
+        memory = None
         for _ in range(100):
-            lines = [line for line in self.log.read_text(errors="replace").splitlines() if "[Mem Check (BUSY)]" in line]
-            memory = {name: int(value) for name, value in re.findall(r"(\w+)=(\d+)", lines[-1])}
-            if memory["protected"] == memory["uncached"] == 0:
+            checks = memory_checks(self.log_text())
+            memory = slots_by_owner(checks[-1]) if checks else None
+            if memory and memory["protected"] == memory["uncached"] == 0:
                 return memory
             time.sleep(0.1)
+        if memory is None:
+            raise RuntimeError(f"{self.log} tells of no memory check: send a request first, or start with STRICT")
         raise RuntimeError(f"the server never became idle: {memory}")
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
 
 
 @dataclass
