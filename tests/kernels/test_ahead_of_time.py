@@ -20,11 +20,10 @@ KERNELS = {
     "move_rows_kernel",
     "row_bounds_kernel",
     "fill_rows_kernel",
-    "extend_rows_kernel",
 }
 READERS = {"vision_columns_kernel", "view_attention_kernel", "move_rows_kernel"}
 QWEN3_VL_8B = aot.ModelShape(q_heads=32, kv_heads=8, head_dim=128, dtype=torch.bfloat16)
-WIDE = aot.ModelShape(q_heads=16, kv_heads=2, head_dim=256, dtype=torch.bfloat16, logit_cap=30.0)
+WIDE = aot.ModelShape(q_heads=16, kv_heads=2, head_dim=256, dtype=torch.bfloat16)
 NARROW = aot.ModelShape(q_heads=8, kv_heads=8, head_dim=80, dtype=torch.float16)
 FLOAT32 = aot.ModelShape(q_heads=8, kv_heads=2, head_dim=128, dtype=torch.float32)
 

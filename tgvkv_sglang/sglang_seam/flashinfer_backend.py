@@ -191,7 +191,7 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             **options,
         )
         index = layer.layer_id - self._first_layer
-        lse_e = merge_views(q, out, lse_b2, self._step, index, self._store, layer.scaling, layer.logit_cap)
+        lse_e = merge_views(q, out, lse_b2, self._step, index, self._store, layer.scaling)
         return q, out, lse_e
 
     # -- CUDA graphs (see cuda_graphs.py) ------------------------------------------------------------------------

@@ -30,7 +30,6 @@ class ModelShape:
     layers: int = 36
     vision_tokens: tuple[int, ...] = (1024,)
     batch_sizes: tuple[int, ...] = (8,)
-    logit_cap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _launch_attention(shape: ModelShape) -> None:
         for dense in ((None, None), (q, lse)):
             for splits in (1, 2):
                 launch_view_attention(
-                    q, flat, flat, units, indptr, row_map, 1.0, shape.logit_cap, *dense, q.clone(), lse.clone(), splits
+                    q, flat, flat, units, indptr, row_map, 1.0, *dense, q.clone(), lse.clone(), splits
                 )
 
 
@@ -131,7 +130,7 @@ def _launch_moves(shape: ModelShape) -> None:
 
     flat = torch.zeros(16, shape.kv_heads, shape.head_dim, dtype=shape.dtype)
     units = torch.zeros(16, dtype=torch.int32)
-    launch_pack_units(flat, flat, units, units, None)
+    launch_pack_units(flat, flat, units, units)
     mass = torch.zeros(shape.layers)
     budget = select.launch_layer_budgets(mass, 0, 16)
     for vision in shape.vision_tokens:
@@ -144,8 +143,6 @@ def _launch_moves(shape: ModelShape) -> None:
         bounds = torch.zeros(batch + 1, dtype=torch.int32)
         request = (table, index, index, units, units, bounds)
         rows.launch_dense_rows(*request, table.flatten(), bounds.clone())
-        rows.launch_fill_dense_table(*request, table, index, units)
-        rows.launch_extend_dense_rows(table, units, index, index)
 
 
 def resources(kernel) -> Resources:

@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+from tgvkv_kernels.common.tiles import zero
+
 
 @triton.jit(do_not_specialize=["L", "total", "cap"])
 def layer_budgets_kernel(
@@ -79,33 +81,33 @@ def top_positions_kernel(
         tl.store(p_layer_ptr + L, base + count)
     p_row = p_scores + i_layer.to(tl.int64) * s_layer
 
-    threshold = count.to(tl.int64) * 0  # largest key that at least `count` keys reach
+    threshold = zero(tl.int64)  # largest key that at least `count` keys reach
     bit = threshold + 2147483648
     for _ in range(32):
         candidate = threshold + bit
-        reached = count * 0
+        reached = zero(tl.int32)
         for start in range(0, V, BV):
             position = start + tl.arange(0, BV)
             m_v = position < V
-            key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
+            key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
             reached += tl.sum((m_v & (key >= candidate)).to(tl.int32), axis=0)
         threshold = tl.where(reached >= count, candidate, threshold)
         bit = bit // 2
 
-    above = count * 0
+    above = zero(tl.int32)
     for start in range(0, V, BV):
         position = start + tl.arange(0, BV)
         m_v = position < V
-        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
+        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
         above += tl.sum((m_v & (key > threshold)).to(tl.int32), axis=0)
     wanted_ties = count - above  # the lowest positions among those equal to the threshold
 
-    written = count * 0
-    ties = count * 0
+    written = zero(tl.int32)
+    ties = zero(tl.int32)
     for start in range(0, V, BV):
         position = start + tl.arange(0, BV)
         m_v = position < V
-        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
+        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
         tie = (m_v & (key == threshold)).to(tl.int32)
         tie_rank = ties + tl.cumsum(tie, axis=0) - tie
         keep = (m_v & ((key > threshold) | ((tie == 1) & (tie_rank < wanted_ties)))).to(tl.int32)

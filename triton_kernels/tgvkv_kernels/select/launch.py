@@ -4,7 +4,7 @@ import torch
 
 from tgvkv_kernels.common.tiles import ceil_div, next_power_of_2
 from tgvkv_kernels.select.kernel import layer_budgets_kernel, top_positions_kernel, view_units_kernel
-from tgvkv_kernels.select.reference import QUANTUM_BITS
+from tgvkv_kernels.select.limits import QUANTUM_BITS
 
 MAX_TOP_BLOCK = 4096
 UNITS_BLOCK = 256

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tgvkv_kernels.common.tiles import attention_tile, load_flat_rows, load_queries
+from tgvkv_kernels.common.tiles import LOG2_E, attention_tile, load_flat_rows, load_queries
 
 
 @triton.jit(do_not_specialize=["T", "V", "scale_log2"])
@@ -49,7 +49,7 @@ def vision_columns_kernel(
         head = i_h * G + row % G
         m_row = token < T
         b_q = load_queries(p_q, token, head, m_row, s_qt, s_qh, D, BD)
-        b_lse_b2 = tl.load(p_lse + token * s_lt + head, mask=m_row, other=0.0).to(tl.float32) * 1.4426950408889634
+        b_lse_b2 = tl.load(p_lse + token * s_lt + head, mask=m_row, other=0.0).to(tl.float32) * LOG2_E
         b_w = tl.load(p_w + token, mask=m_row, other=0.0).to(tl.float32)
         query_pos = tl.load(p_q_pos + token, mask=m_row, other=0)
         b_a = attention_tile(b_q, b_k, b_lse_b2, scale_log2)
