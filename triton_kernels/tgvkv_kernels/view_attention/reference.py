@@ -8,9 +8,7 @@ import torch
 from tgvkv_kernels.common.lse import compute_dtype, merge_by_lse
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Unmasked attention of ``q [R, Hq, D]`` over ``k, v [n>0, Hkv, D]`` -> ``(out [R, Hq, D], lse_e [R, Hq])``."""
     dtype = compute_dtype(q)
     rows, q_heads, head_dim = q.shape
