@@ -5,8 +5,12 @@ import triton.language as tl
 
 from tgvkv_kernels.common.tiles import zero
 
+# Slices of larger tensors, which start at any 4 or 8 bytes: a variant for each alignment would be compiled when the
+# first batch has it, in the middle of serving.
+ANYWHERE = ["p_pool", "p_seq_lens", "p_hole_start", "p_hole_end", "p_hole_indptr", "p_indices", "p_indptr"]
 
-@triton.jit(do_not_specialize=["B"])
+
+@triton.jit(do_not_specialize=["B"], do_not_specialize_on_alignment=ANYWHERE)
 def row_bounds_kernel(
     p_pool,  # [B]
     p_seq_lens,  # [B]
@@ -37,7 +41,7 @@ def row_bounds_kernel(
         total += tl.sum(length, axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["s_req"], do_not_specialize_on_alignment=ANYWHERE)
 def fill_rows_kernel(
     p_req_to_token,  # [rows, max_len] int32
     p_pool,  # [B]

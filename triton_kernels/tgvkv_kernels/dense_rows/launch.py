@@ -2,10 +2,9 @@
 
 import torch
 
-from tgvkv_kernels.common.tiles import next_power_of_2
 from tgvkv_kernels.dense_rows.kernel import fill_rows_kernel, row_bounds_kernel
 
-BOUNDS_BLOCK = 1024
+BOUNDS_BLOCK = 256  # one for all batch sizes; larger batches loop
 FILL_BLOCK = 512
 FILL_PROGRAMS = 8  # per request: enough for short rows, and long ones loop (lengths are not known on the host)
 
@@ -32,9 +31,7 @@ def launch_dense_rows(
 
 def launch_row_bounds(request: tuple[torch.Tensor, ...], kv_indptr: torch.Tensor) -> None:
     """Bounds of the compact rows of ``request``, the five per-request tensors of `dense_rows`; one launch."""
-    batch = request[0].shape[0]
-    block = min(BOUNDS_BLOCK, next_power_of_2(batch))
-    row_bounds_kernel[(1,)](*request, kv_indptr, batch, BB=block, num_warps=4)
+    row_bounds_kernel[(1,)](*request, kv_indptr, request[0].shape[0], BB=BOUNDS_BLOCK, num_warps=4)
 
 
 def _contiguous(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

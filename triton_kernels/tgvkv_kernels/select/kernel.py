@@ -6,7 +6,7 @@ import triton.language as tl
 from tgvkv_kernels.common.tiles import zero
 
 
-@triton.jit(do_not_specialize=["L", "total", "cap"])
+@triton.jit(do_not_specialize=["L", "total", "cap"], do_not_specialize_on_alignment=["p_mass", "p_budget"])
 def layer_budgets_kernel(
     p_mass,  # [L] float
     p_budget,  # [L] int32
@@ -58,7 +58,10 @@ def sortable_key(b_score):
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
 
 
-@triton.jit(do_not_specialize=["L", "V"])
+@triton.jit(
+    do_not_specialize=["L", "V", "s_layer"],
+    do_not_specialize_on_alignment=["p_scores", "p_budget", "p_positions", "p_layer_ptr"],
+)
 def top_positions_kernel(
     p_scores,  # [L, V] float32
     p_budget,  # [L] int32
@@ -85,13 +88,13 @@ def top_positions_kernel(
     bit = threshold + 2147483648
     for _ in range(32):
         candidate = threshold + bit
-        reached = zero(tl.int32)
+        b_reached = tl.zeros([BV], dtype=tl.int32)  # counted per lane: one sum over the block a bit
         for start in range(0, V, BV):
             position = start + tl.arange(0, BV)
             m_v = position < V
             key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
-            reached += tl.sum((m_v & (key >= candidate)).to(tl.int32), axis=0)
-        threshold = tl.where(reached >= count, candidate, threshold)
+            b_reached += (m_v & (key >= candidate)).to(tl.int32)
+        threshold = tl.where(tl.sum(b_reached, axis=0) >= count, candidate, threshold)
         bit = bit // 2
 
     above = zero(tl.int32)
@@ -117,7 +120,10 @@ def top_positions_kernel(
         written += tl.sum(keep, axis=0)
 
 
-@triton.jit(do_not_specialize=["L", "N"])
+@triton.jit(
+    do_not_specialize=["L", "N", "slots_per_layer"],
+    do_not_specialize_on_alignment=["p_positions", "p_layer_ptr", "p_slots", "p_units"],
+)
 def view_units_kernel(
     p_positions,  # [N]
     p_layer_ptr,  # [L + 1]

@@ -6,7 +6,7 @@ import triton.language as tl
 from tgvkv_kernels.common.tiles import LOG2_E, attention_tile, load_flat_rows, load_queries
 
 
-@triton.jit(do_not_specialize=["T", "scale_log2"])
+@triton.jit(do_not_specialize=["T", "scale_log2"], do_not_specialize_on_alignment=["p_lse"])
 def text_columns_kernel(
     p_q,  # [T, Hq, D]
     p_k,  # [T, Hkv, D]
@@ -47,7 +47,7 @@ def text_columns_kernel(
     tl.store(p_partial + (i_s * tl.num_programs(1) + i_h) * T + key, tl.sum(b_sum, axis=0), mask=m_key)
 
 
-@triton.jit(do_not_specialize=["T", "parts", "heads"])
+@triton.jit(do_not_specialize=["T", "parts", "heads"], do_not_specialize_on_alignment=["p_w"])
 def text_reduce_kernel(
     p_partial,  # [parts, T] float32
     p_w,  # [T] float32

@@ -6,7 +6,10 @@ import triton.language as tl
 from tgvkv_kernels.common.tiles import LOG2_E, attention_tile, load_flat_rows, load_queries
 
 
-@triton.jit(do_not_specialize=["T", "V", "scale_log2"])
+@triton.jit(
+    do_not_specialize=["T", "V", "scale_log2"],
+    do_not_specialize_on_alignment=["p_lse", "p_w", "p_units", "p_q_pos", "p_v_pos"],
+)
 def vision_columns_kernel(
     p_q,  # [T, Hq, D]
     p_lse,  # [T, Hq] base e
@@ -61,7 +64,7 @@ def vision_columns_kernel(
     tl.store(p_mass + i_n * parts + i_part, tl.sum(tl.sum(b_mass, axis=0), axis=0))
 
 
-@triton.jit(do_not_specialize=["V", "parts", "masses", "heads"])
+@triton.jit(do_not_specialize=["V", "parts", "masses", "heads"], do_not_specialize_on_alignment=["p_scores", "p_mass"])
 def vision_reduce_kernel(
     p_partial,  # [parts, V] float32
     p_mass_partial,  # [masses] float32
