@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "triton_kernels"))
 
-from tgvkv_kernels.dense_rows import dense_rows, extend_dense_rows  # noqa: E402 - needs the path above
+from tgvkv_kernels.dense_rows import dense_rows  # noqa: E402 - needs the path above
 from tgvkv_kernels.pack_units import pack_units  # noqa: E402
 from tgvkv_kernels.select import select  # noqa: E402
 from tgvkv_kernels.text_weights import text_weights  # noqa: E402
@@ -124,7 +124,7 @@ def attention_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[
         indptr = torch.arange(0, batch * kept + 1, kept, device=device, dtype=torch.int32)
         q, dense = (torch.randn(batch, sizes.q_heads, sizes.head_dim, device=device).to(sizes.dtype) for _ in range(2))
         lse = torch.zeros(batch, sizes.q_heads, device=device)
-        args = (q, k_flat, v_flat, units, indptr, None, scale, 0.0, dense, lse)
+        args = (q, k_flat, v_flat, units, indptr, None, scale, dense, lse)
 
         def gather_and_attend(q=q, units=units, batch=batch, kept=kept):
             k, v = (flat[units].view(batch, kept, sizes.kv_heads, -1).transpose(1, 2) for flat in (k_flat, v_flat))
@@ -187,49 +187,35 @@ def selection_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[
 
 
 def row_cases(sizes: Sizes, device: str, backend: str) -> Iterator[Case]:
-    """`dense_rows` with one image of each size among 512 text tokens, and one decode step of a table."""
+    """`dense_rows` with one image of each size among 512 text tokens."""
     for batch, vision in product(sizes.batch, sizes.vision):
         length = vision + 512
         table = torch.randint(1, 2**30, (batch, length), device=device, dtype=torch.int32)
         rows = torch.arange(batch, device=device)
         hole = torch.full((batch,), 100, device=device)
-        args = (table, rows, torch.full_like(rows, length), hole, hole + vision, torch.arange(batch + 1, device=device))
+        indices = torch.empty(batch * 512, device=device, dtype=torch.int32)
+        indptr = torch.empty(batch + 1, device=device, dtype=torch.int32)
+        request = (table, rows, torch.full_like(rows, length))
+        holes = (hole, hole + vision, torch.arange(batch + 1, device=device))
+        args = (*request, *holes, indices, indptr)
         keep = torch.ones(batch, length, dtype=torch.bool, device=device)
         keep[:, 100 : 100 + vision] = False
+
+        def rows_error(args=args, table=table, keep=keep, indices=indices):
+            dense_rows(*args, backend=backend)
+            return float(not torch.equal(indices, table[keep]))
+
         yield Case(
             "dense_rows",
             f"B={batch} n={length - vision}",
             batch * (8 * (length - vision) + 12),
             0,
-            lambda args=args, total=batch * 512: dense_rows(*args, total=total, backend=backend),
+            lambda args=args: dense_rows(*args, backend=backend),
             lambda table=table, keep=keep: table[keep],
-            lambda args=args, table=table, keep=keep: float(
-                not torch.equal(dense_rows(*args, backend=backend)[0], table[keep])
-            ),
+            rows_error,
             0.0,
             graph=False,  # the torch side reads a count back
         )
-    for batch in sizes.batch:
-        table = torch.zeros(batch, 4096, device=device, dtype=torch.int32)
-        lens, rows = (torch.zeros(batch, device=device, dtype=torch.int32) for _ in range(2))
-        rows += torch.arange(batch, device=device)
-        slots = rows + 5
-
-        def append_error(table=table, lens=lens, rows=rows, slots=slots):
-            lens.fill_(7)
-            extend_dense_rows(table, lens, rows, slots, backend=backend)
-            return float(not (torch.equal(table[:, 7], slots) and bool((lens == 8).all())))
-
-        def append(table=table, lens=lens, rows=rows, slots=slots):
-            lens.zero_()  # so that repeats do not fill the table
-            extend_dense_rows(table, lens, rows, slots, backend=backend)
-
-        def append_torch(table=table, lens=lens, rows=rows, slots=slots):
-            lens.zero_()
-            table[rows.long(), lens.long()] = slots
-            lens.add_(1)
-
-        yield Case("extend_dense_rows", f"B={batch}", 24 * batch, 0, append, append_torch, append_error, 0.0)
 
 
 def all_cases(sizes: Sizes, device: str, backend: str) -> Iterator[Case]:

@@ -49,7 +49,6 @@ MODELS = (
     Heads("demo model", 4, 2, 64, 4),
     Heads("stand-in of the stress run", 4, 2, 128, 4),
 )
-VISION_TOKENS = (16, 36, 48, 64, 256, 576, 1024, 2048, 4096, 16384)
 
 
 def need(path: Path, why: str) -> Path:
@@ -165,7 +164,6 @@ def build_triton(to: Path) -> Iterator[tuple[str, int]]:
         command = [sys.executable, "-m", "tgvkv_kernels.aot", "--arch", f"{ARCH[0]}{ARCH[1]}"]
         command += ["--q-heads", str(model.q_heads), "--kv-heads", str(model.kv_heads)]
         command += ["--head-dim", str(model.head_dim), "--layers", str(model.layers)]
-        command += ["--vision-tokens", *map(str, VISION_TOKENS)]
         subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
         yield model.name, sum(path.stat().st_size for path in (to / "triton").rglob("*") if path.is_file())
 

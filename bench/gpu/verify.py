@@ -106,16 +106,15 @@ print(len(flashinfer_specs()), "FlashInfer and", len(sglang_modules()), "SGLang 
 KERNELS = """
 import os
 from pathlib import Path
-from bench.gpu.modules import MODELS, VISION_TOKENS
+from bench.gpu.modules import MODELS
 import torch
-from tgvkv_kernels.aot import ModelShape, compile_only, launch_all
+from tgvkv_kernels.aot import compile_only
+from tgvkv_kernels.warm_up import ModelShape, warm_up
 cache = Path(os.environ["TRITON_CACHE_DIR"])
 before = {path.name for path in cache.iterdir()}
 with compile_only(90) as compiled:
     for model in MODELS:
-        batches = tuple(2**power for power in range(11))
-        launch_all(ModelShape(model.q_heads, model.kv_heads, model.head_dim, torch.bfloat16, model.layers,
-                              VISION_TOKENS, batches))
+        warm_up(ModelShape(model.q_heads, model.kv_heads, model.head_dim, torch.bfloat16, model.layers), "cpu")
 new = {path.name for path in cache.iterdir()} - before
 assert compiled and not new, f"{len(new)} kernels were compiled: {sorted(new)[:5]}"
 print(sum(map(len, compiled.values())), "Triton kernels from the cache")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tgvkv_kernels import aot
+from tgvkv_kernels.warm_up import ModelShape, warm_up, warm_up_attention
 
 ARCHS = (80, 90, 100)
 SHARED_LIMIT = 99 * 1024  # a block of ours twice on an sm_90/sm_100 multiprocessor (228 KB), once on sm_80 (163 KB)
@@ -20,19 +21,18 @@ KERNELS = {
     "move_rows_kernel",
     "row_bounds_kernel",
     "fill_rows_kernel",
-    "extend_rows_kernel",
 }
 READERS = {"vision_columns_kernel", "view_attention_kernel", "move_rows_kernel"}
-QWEN3_VL_8B = aot.ModelShape(q_heads=32, kv_heads=8, head_dim=128, dtype=torch.bfloat16)
-WIDE = aot.ModelShape(q_heads=16, kv_heads=2, head_dim=256, dtype=torch.bfloat16, logit_cap=30.0)
-NARROW = aot.ModelShape(q_heads=8, kv_heads=8, head_dim=80, dtype=torch.float16)
-FLOAT32 = aot.ModelShape(q_heads=8, kv_heads=2, head_dim=128, dtype=torch.float32)
+QWEN3_VL_8B = ModelShape(q_heads=32, kv_heads=8, head_dim=128, dtype=torch.bfloat16, layers=36)
+WIDE = ModelShape(q_heads=16, kv_heads=2, head_dim=256, dtype=torch.bfloat16, layers=36)
+NARROW = ModelShape(q_heads=8, kv_heads=8, head_dim=80, dtype=torch.float16, layers=36)
+FLOAT32 = ModelShape(q_heads=8, kv_heads=2, head_dim=128, dtype=torch.float32, layers=36)
 
 
 def compile_for(arch, shape, attention_only):
     """Facts on each compiled variant, as plain values: (kernel, resources, target line, atomics, 16-byte reads)."""
     with aot.compile_only(arch) as compiled:
-        (aot._launch_attention if attention_only else aot.launch_all)(shape)
+        (warm_up_attention if attention_only else warm_up)(shape, "cpu")
     facts = []
     for name, kernels in compiled.items():
         for kernel in kernels:
@@ -72,6 +72,53 @@ def test_float32_compiles(compiler):
     for name, resources, *_ in compiler(compile_for, 90, FLOAT32, attention_only=True):
         assert resources.stack <= 256 and resources.local == 0, f"{name} spills registers: {resources}"
         assert resources.shared <= SHARED_LIMIT, f"{name} needs too much shared memory: {resources}"
+
+
+def variants_after_warm_up(shape):
+    """Compiled variants of each kernel: after the warm-up, and after many sizes and alignments."""
+    with aot.compile_only(90) as compiled:
+        warm_up(shape, "cpu")
+        before = {name: len(kernels) for name, kernels in compiled.items()}
+        for start, count in ((1, 1), (2, 2), (3, 9), (4, 16), (1, 257), (2, 2000)):
+            launch_at(shape, start, count)
+        return before, {name: len(kernels) for name, kernels in compiled.items()}
+
+
+def launch_at(shape, start, count):
+    """Every launch with ``count`` of everything, index tensors starting ``start`` elements into an allocation."""
+    from tgvkv_kernels.dense_rows.launch import launch_dense_rows
+    from tgvkv_kernels.pack_units.launch import launch_pack_units
+    from tgvkv_kernels.select import launch as select
+    from tgvkv_kernels.text_weights.launch import launch_text_weights
+    from tgvkv_kernels.view_attention.launch import launch_view_attention
+    from tgvkv_kernels.vision_scores.launch import launch_vision_scores
+
+    def index(dtype, more=0):
+        return torch.zeros(count + start + more, dtype=dtype)[start:]
+
+    i32, i64, weights = index(torch.int32), index(torch.int64), index(torch.float32)
+    q = torch.zeros(count, shape.q_heads, shape.head_dim, dtype=shape.dtype)
+    lse = torch.zeros(count, shape.q_heads)
+    flat = torch.zeros(max(count, 64), shape.kv_heads, shape.head_dim, dtype=shape.dtype)
+    launch_text_weights(q, flat[:count], lse, 1.0, shape.q_heads)
+    launch_vision_scores(q, lse, weights, flat, i64, i64, i64, 1.0, shape.q_heads)
+    for row_map in (None, i32):
+        launch_view_attention(q, flat, flat, i32, index(torch.int32, 1), row_map, 1.0, q, lse, q, lse, None)
+    for ids in (i32, i64):
+        launch_pack_units(flat, flat, ids, ids)
+        select.launch_view_units(i32, torch.zeros(shape.layers + start, dtype=torch.int32)[start - 1 :], ids, 77)
+    mass = torch.zeros(shape.layers + start)[start:]
+    select.launch_top_positions(index(torch.float32).expand(shape.layers, count).contiguous(), mass.int(), count)
+    select.launch_layer_budgets(mass, count, count)
+    rows = torch.zeros(2, 16, dtype=torch.int32)
+    launch_dense_rows(rows, i64, i64, i32, i32, index(torch.int32, 1), i32, index(torch.int32, 1))
+
+
+@pytest.mark.parametrize("shape", [QWEN3_VL_8B, NARROW], ids=["8B", "head_dim 80, group 1"])
+def test_nothing_is_compiled_after_the_warm_up(compiler, shape):
+    """A variant for an alignment or a batch size would be compiled in the middle of serving."""
+    before, after = compiler(variants_after_warm_up, shape)
+    assert before.keys() == KERNELS and after == before
 
 
 def compile_in_interpreter():

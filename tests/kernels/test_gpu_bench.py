@@ -33,7 +33,6 @@ def test_cases_agree_under_the_interpreter(interpreted):
         "select",
         "pack_units",
         "dense_rows",
-        "extend_dense_rows",
     }
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tgvkv_kernels.common.errors import KernelInputError
-from tgvkv_kernels.dense_rows import dense_rows, extend_dense_rows, fill_dense_table
+from tgvkv_kernels.dense_rows import dense_rows
 from tgvkv_kernels.pack_units import pack_units
 
 from tests.kernels.kernel_support import assert_same_bits, generator
@@ -53,14 +53,13 @@ def check_pack(kind, overlap, count):
 
 
 def check_pack_layouts():
-    """Storage that is a slice of a wider one (strided rows), and a buffer given by the caller."""
+    """Storage that is a slice of a wider one (strided rows)."""
     wide = torch.randint(0, 256, (2, 20, 600), generator=generator(3), dtype=torch.uint8).view(torch.float16)
     src, dst = torch.tensor([4, 0, 9]), torch.tensor([0, 1, 2])
     expected, got = wide.clone(), wide.clone()
     for flats, backend in ((expected, "reference"), (got, "triton")):
         k_flat, v_flat = (flats[half, :, 3:259].unflatten(1, (2, 128)) for half in range(2))
-        buffer = torch.empty(2 * 3 * 2 * 128 * 2 + 64, dtype=torch.uint8)
-        pack_units(k_flat, v_flat, src, dst, buffer=buffer, backend=backend)
+        pack_units(k_flat, v_flat, src, dst, backend=backend)
     assert_same_bits("storage and what lies beside it", got, expected)
 
 
@@ -101,37 +100,20 @@ def python_rows(table, pools, lengths, start, end, indptr):
     return rows
 
 
+def rows_of(args, backend):
+    """``(kv_indices [total], kv_indptr [B+1])`` out of larger buffers: what lies beyond them stays as it was."""
+    batch, total = args[1].shape[0], sum(map(len, python_rows(*args)))
+    indices = torch.full((total + 5,), -7, dtype=torch.int32)
+    indptr = torch.full((batch + 4,), -7, dtype=torch.int32)
+    dense_rows(*args, indices, indptr, backend=backend)
+    assert bool((indices[total:] == -7).all()) and bool((indptr[batch + 1 :] == -7).all())
+    return indices[:total], indptr[: batch + 1]
+
+
 def check_rows(case):
     args = rows_case(5, *CASES[case])
-    batch = args[1].shape[0]
-    expected = dense_rows(*args)
-    for got, want in zip(dense_rows(*args, backend="triton"), expected, strict=True):
+    for got, want in zip(rows_of(args, "triton"), rows_of(args, "reference"), strict=True):
         assert_same_bits(case, got, want)
-    # Fixed-address buffers, larger than needed: what lies beyond stays as it was.
-    indices = torch.full((expected[0].shape[0] + 5,), -7, dtype=torch.int32)
-    indptr = torch.full((batch + 4,), -7, dtype=torch.int32)
-    dense_rows(*args, kv_indices=indices, kv_indptr=indptr, backend="triton")
-    assert_same_bits("indices", indices[:-5], expected[0])
-    assert_same_bits("indptr", indptr[: batch + 1], expected[1])
-    assert bool((indices[-5:] == -7).all()) and bool((indptr[batch + 1 :] == -7).all())
-
-
-def check_table(case):
-    """Fill a table, append three decode steps, and read it back as a `req_to_token` without holes."""
-    args = rows_case(6, *CASES[case])
-    batch = args[1].shape[0]
-    target = torch.randperm(batch + 3, generator=generator(7))[:batch]
-    target[args[1] < 0] = -1
-    results = []
-    for backend in ("reference", "triton"):
-        table = torch.full((batch + 3, 610), -7, dtype=torch.int32)
-        row_lens = torch.zeros(batch + 3, dtype=torch.int32)
-        fill_dense_table(*args, table, target, row_lens, backend=backend)
-        for step in range(3):
-            extend_dense_rows(table, row_lens, target, torch.arange(batch) + 100 * step, backend=backend)
-        results.append((table, row_lens))
-    for name, got, want in zip(("table", "row_lens"), results[1], results[0], strict=True):
-        assert_same_bits(name, got, want)
 
 
 def check_many_requests():
@@ -142,7 +124,7 @@ def check_many_requests():
     from tgvkv_kernels.dense_rows.launch import launch_row_bounds
 
     launch_row_bounds(args[1:], indptr)
-    assert_same_bits("indptr", indptr, dense_rows(*args)[1])
+    assert_same_bits("indptr", indptr, rows_of(args, "reference")[1])
 
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
@@ -164,19 +146,9 @@ def test_pack_reference_equals_a_python_copy(overlap):
 def test_rows_reference_equals_python_lists(case):
     args = rows_case(5, *CASES[case])
     rows = python_rows(*args)
-    kv_indices, kv_indptr = dense_rows(*args)
+    kv_indices, kv_indptr = rows_of(args, "reference")
     assert kv_indices.tolist() == sum(rows, [])
     assert kv_indptr.diff().tolist() == [len(row) for row in rows] and int(kv_indptr[0]) == 0
-
-
-def test_appended_slots_follow_the_row():
-    args = rows_case(6, [5, 3], [[(1, 4)], []])
-    table, row_lens = torch.full((4, 8), -7, dtype=torch.int32), torch.zeros(4, dtype=torch.int32)
-    fill_dense_table(*args, table, torch.tensor([3, 1]), row_lens)
-    extend_dense_rows(table, row_lens, torch.tensor([1, -1, 3]), torch.tensor([70, 71, 72]))
-    rows = python_rows(*args)
-    assert table[3].tolist() == [*rows[0], 72, *[-7] * 5] and table[1].tolist() == [*rows[1], 70, *[-7] * 4]
-    assert row_lens.tolist() == [0, 4, 0, 3] and bool((table[[0, 2]] == -7).all())
 
 
 @pytest.mark.parametrize("kind", STORAGE)
@@ -194,7 +166,6 @@ def test_pack_kernel_layouts(interpreted):
 @pytest.mark.parametrize("case", CASES)
 def test_rows_kernels_are_exact(interpreted, case):
     interpreted(check_rows, case)
-    interpreted(check_table, case)
 
 
 def test_rows_kernel_with_many_requests(interpreted):
@@ -207,20 +178,9 @@ def test_errors_name_the_value():
         pack_units(k_flat, v_flat, torch.tensor([0, 1]), torch.tensor([2, 2]))
     with pytest.raises(KernelInputError, match=r"\[0, 4\]"):
         pack_units(k_flat, v_flat, torch.tensor([0, 4]), torch.tensor([2, 3]))
-    with pytest.raises(KernelInputError, match="127 elements: need contiguous uint8 with at least 128"):
-        pack_units(
-            k_flat, v_flat, torch.tensor([0, 1]), torch.tensor([2, 3]), buffer=torch.empty(127, dtype=torch.uint8)
-        )
     args = rows_case(5, [6], [[(3, 5), (4, 6)]])
     with pytest.raises(KernelInputError, match=r"hole 1 = \[4, 6\)"):
-        dense_rows(*args)
+        dense_rows(*args, torch.empty(6, dtype=torch.int32), torch.empty(2, dtype=torch.int32))
     args = rows_case(5, [6], [[]])
     with pytest.raises(KernelInputError, match="holds 5 indices, 6 are needed"):
-        dense_rows(*args, kv_indices=torch.empty(5, dtype=torch.int32))
-    with pytest.raises(KernelInputError, match="holds 2 of 2"):
-        extend_dense_rows(
-            torch.zeros(1, 2, dtype=torch.int32),
-            torch.tensor([2], dtype=torch.int32),
-            torch.tensor([0]),
-            torch.tensor([1]),
-        )
+        dense_rows(*args, torch.empty(5, dtype=torch.int32), torch.empty(2, dtype=torch.int32))

@@ -60,7 +60,6 @@ def merge_views(
     layer: int,
     store: UnitStore,
     scale: float,
-    logit_cap: float,
 ) -> torch.Tensor:
     """Add the views' part to the dense part, in place.
 
@@ -80,7 +79,6 @@ def merge_views(
             step.units.indptr[layer, : len(step.holes.hidden) + 1],
             step.row_requests,
             scale,
-            logit_cap,
             out,
             lse_e,
             out=out,

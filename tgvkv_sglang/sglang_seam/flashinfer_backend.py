@@ -16,6 +16,7 @@ import torch
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from tgvkv_kernels.warm_up import ModelShape, warm_up
 
 from ..attention.batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_requests, stamp_of
 from ..attention.flashinfer import Step, dense_indices, merge_views
@@ -24,7 +25,7 @@ from ..attention.upload import upload
 from ..errors import UnsupportedServerError
 from .batches import current_states, states_of
 from .server_args import config_of
-from .tensor_parallel import grounding_starter
+from .tensor_parallel import grounding_starter, rank_query_heads
 
 
 @dataclass
@@ -54,6 +55,9 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             )
         if self._store.device.type == "cuda":
             self._store.move_on(model_runner.forward_stream)
+            keys = self._store.k_flat
+            shape = ModelShape(rank_query_heads(model_runner), *keys.shape[1:], keys.dtype, self._store.layers)
+            warm_up(shape, keys.device)
         self._first_layer = self.token_to_kv_pool.start_layer
         self._begin = grounding_starter(self._store, model_runner)
         self._retention = config_of(model_runner.server_args).retention
@@ -191,7 +195,7 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             **options,
         )
         index = layer.layer_id - self._first_layer
-        lse_e = merge_views(q, out, lse_b2, self._step, index, self._store, layer.scaling, layer.logit_cap)
+        lse_e = merge_views(q, out, lse_b2, self._step, index, self._store, layer.scaling)
         return q, out, lse_e
 
     # -- CUDA graphs (see cuda_graphs.py) ------------------------------------------------------------------------

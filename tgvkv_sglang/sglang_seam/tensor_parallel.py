@@ -17,6 +17,11 @@ def is_first_rank() -> bool:
     return get_parallel().attn_tp_rank == 0
 
 
+def rank_query_heads(model_runner: Any) -> int:
+    """Query heads of this rank."""
+    return model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
+
+
 def tensor_parallel_sum() -> Callable[[torch.Tensor], torch.Tensor] | None:
     """A function that sums a tensor over the attention tensor-parallel group; None on one rank."""
     group = get_parallel().attn_tp_group

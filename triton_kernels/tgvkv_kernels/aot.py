@@ -1,7 +1,8 @@
 """Compile every kernel for a GPU that is not here.
 
-The launches themselves run, on small CPU tensors, with Triton's driver replaced by one that only names a target: what
-is compiled is exactly what a launch on that GPU would ask for, and lands in Triton's cache under the same key. So
+The launches of `tgvkv_kernels.warm_up` run, on small CPU tensors, with Triton's driver replaced by one that only names
+a target: what is compiled is exactly what a launch on that GPU would ask for, and lands in Triton's cache under the
+same key. So
 ``TRITON_CACHE_DIR=dir python -m tgvkv_kernels.aot --arch 90 ...`` here, and ``TRITON_CACHE_DIR=dir`` there, spares the
 GPU machine all compiling (same Triton version and the same source files needed).
 """
@@ -17,20 +18,7 @@ from dataclasses import dataclass
 import torch
 
 from tgvkv_kernels.common.errors import KernelBackendError
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What of a model and a server selects kernel variants."""
-
-    q_heads: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    layers: int = 36
-    vision_tokens: tuple[int, ...] = (1024,)
-    batch_sizes: tuple[int, ...] = (8,)
-    logit_cap: float = 0.0
+from tgvkv_kernels.warm_up import ModelShape, warm_up
 
 
 @dataclass(frozen=True)
@@ -96,58 +84,6 @@ def compile_only(arch: int) -> Iterator[dict[str, list]]:
         driver._active = previous_driver
 
 
-def launch_all(shape: ModelShape) -> None:
-    """Launch every operation in every variant that a server with such a model uses (inside `compile_only`)."""
-    _launch_attention(shape)
-    _launch_moves(shape)
-
-
-def _launch_attention(shape: ModelShape) -> None:
-    from tgvkv_kernels.text_weights.launch import launch_text_weights
-    from tgvkv_kernels.view_attention.launch import launch_view_attention
-    from tgvkv_kernels.vision_scores.launch import launch_vision_scores
-
-    tokens, heads = 64, shape.q_heads
-    q = torch.zeros(tokens, heads, shape.head_dim, dtype=shape.dtype)
-    flat = torch.zeros(tokens, shape.kv_heads, shape.head_dim, dtype=shape.dtype)
-    lse = torch.zeros(tokens, heads)
-    weights, indptr = torch.zeros(tokens), torch.zeros(tokens + 1, dtype=torch.int32)
-    units = torch.zeros(tokens, dtype=torch.int32)
-    positions = torch.zeros(tokens, dtype=torch.int64)
-    launch_text_weights(q, flat, lse, 1.0, heads)
-    launch_vision_scores(q, lse, weights, flat, units, positions, positions, 1.0, heads)
-    for row_map in (None, units):
-        for dense in ((None, None), (q, lse)):
-            for splits in (1, 2):
-                launch_view_attention(
-                    q, flat, flat, units, indptr, row_map, 1.0, shape.logit_cap, *dense, q.clone(), lse.clone(), splits
-                )
-
-
-def _launch_moves(shape: ModelShape) -> None:
-    from tgvkv_kernels.dense_rows import launch as rows
-    from tgvkv_kernels.pack_units.launch import launch_pack_units
-    from tgvkv_kernels.select import launch as select
-
-    flat = torch.zeros(16, shape.kv_heads, shape.head_dim, dtype=shape.dtype)
-    units = torch.zeros(16, dtype=torch.int32)
-    launch_pack_units(flat, flat, units, units, None)
-    mass = torch.zeros(shape.layers)
-    budget = select.launch_layer_budgets(mass, 0, 16)
-    for vision in shape.vision_tokens:
-        positions, layer_ptr = select.launch_top_positions(torch.zeros(shape.layers, vision), budget, 16)
-    for slots in (units, units.long()):
-        select.launch_view_units(positions, layer_ptr, slots, 1024)
-    table = torch.zeros(16, 1024, dtype=torch.int32)
-    for batch in shape.batch_sizes:
-        index = torch.zeros(batch, dtype=torch.int64)
-        bounds = torch.zeros(batch + 1, dtype=torch.int32)
-        request = (table, index, index, units, units, bounds)
-        rows.launch_dense_rows(*request, table.flatten(), bounds.clone())
-        rows.launch_fill_dense_table(*request, table, index, units)
-        rows.launch_extend_dense_rows(table, units, index, index)
-
-
 def resources(kernel) -> Resources:
     """Read a compiled kernel's resources from its cubin with the ``cuobjdump`` that Triton ships."""
     from triton import knobs
@@ -171,20 +107,10 @@ def main() -> None:
     parser.add_argument("--head-dim", type=int, required=True)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--layers", type=int, default=36)
-    parser.add_argument("--vision-tokens", type=int, nargs="+", default=[576, 1024, 2048, 4096])
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[2**power for power in range(11)])
     args = parser.parse_args()
-    shape = ModelShape(
-        args.q_heads,
-        args.kv_heads,
-        args.head_dim,
-        getattr(torch, args.dtype),
-        args.layers,
-        tuple(args.vision_tokens),
-        tuple(args.batch_sizes),
-    )
+    shape = ModelShape(args.q_heads, args.kv_heads, args.head_dim, getattr(torch, args.dtype), args.layers)
     with compile_only(args.arch) as compiled:
-        launch_all(shape)
+        warm_up(shape, "cpu")
     for name, kernels in compiled.items():
         for kernel in kernels:
             print(name, resources(kernel))

@@ -13,11 +13,6 @@ def lse_b2_to_e(lse_b2: torch.Tensor) -> torch.Tensor:
     return lse_b2 * LN2
 
 
-def lse_e_to_b2(lse_e: torch.Tensor) -> torch.Tensor:
-    """Natural log-sum-exp -> log2-sum-exp2 (FlashInfer); -inf stays -inf."""
-    return lse_e * LOG2_E
-
-
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype references calculate in: float64 for float64 inputs (the oracle of the tests), else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

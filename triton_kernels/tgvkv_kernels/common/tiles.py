@@ -6,10 +6,21 @@ Names: ``p_*`` pointers, ``i_*`` program ids and scalar indices, ``b_*`` blocks,
 import triton
 import triton.language as tl
 
+from tgvkv_kernels.common import lse
+
+LN2 = tl.constexpr(lse.LN2)
+LOG2_E = tl.constexpr(lse.LOG2_E)
 # Dots say input_precision="tf32x3": it concerns float32 data only (three tensor-core products, about float32 accuracy);
 # "ieee" would run them on the FMA units and spill registers.
 MIN_DOT = 16  # tl.dot takes no operand dimension below this
 TARGET_PROGRAMS = 264  # two waves on the 132 multiprocessors of an H100/H200; a constant, so results do not vary by GPU
+
+
+@triton.jit
+def zero(dtype: tl.constexpr):
+    """A scalar 0 of that type. A variable that a loop changes must have its type before the loop, and Triton takes a
+    bare 0 for int32 (and drops its type where it can)."""
+    return tl.full((), 0, dtype)
 
 
 @triton.jit

@@ -1,5 +1,5 @@
 """Index rows of the dense part: a request's slots without its viewed vision spans."""
 
-from tgvkv_kernels.dense_rows.api import dense_rows, extend_dense_rows, fill_dense_table
+from tgvkv_kernels.dense_rows.api import dense_rows
 
-__all__ = ["dense_rows", "extend_dense_rows", "fill_dense_table"]
+__all__ = ["dense_rows"]

@@ -39,24 +39,3 @@ def dense_rows_reference(
     kv_indptr[1 : len(rows) + 1] = ends.to(kv_indptr)
     if rows:
         kv_indices[: int(ends[-1])] = torch.cat(rows).to(kv_indices.dtype)
-
-
-def fill_dense_table_reference(
-    req_to_token, req_pool_indices, seq_lens, hole_start, hole_end, hole_indptr, table, table_rows, row_lens
-) -> None:
-    """Writes row ``table_rows[b]`` of ``table`` and its length; see `fill_dense_table` in the api."""
-    rows = dense_row_list(req_to_token, req_pool_indices, seq_lens, hole_start, hole_end, hole_indptr)
-    for target, row in zip(table_rows.tolist(), rows, strict=True):
-        if target >= 0:
-            table[target, : row.shape[0]] = row.to(table.dtype)
-            row_lens[target] = row.shape[0]
-
-
-def extend_dense_rows_reference(
-    table: torch.Tensor, row_lens: torch.Tensor, rows: torch.Tensor, slots: torch.Tensor
-) -> None:
-    """See `tgvkv_kernels.dense_rows.api.extend_dense_rows`."""
-    for row, slot in zip(rows.tolist(), slots.tolist(), strict=True):
-        if row >= 0:
-            table[row, int(row_lens[row])] = slot
-            row_lens[row] += 1

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N"], do_not_specialize_on_alignment=["p_units"])
 def move_rows_kernel(
     p_k,  # [units, row words]
     p_v,  # [units, row words]

@@ -15,11 +15,7 @@ def move_config(words: int) -> dict[str, int]:
 
 
 def launch_pack_units(
-    k_flat: torch.Tensor,
-    v_flat: torch.Tensor,
-    src_units: torch.Tensor,
-    dst_units: torch.Tensor,
-    buffer: torch.Tensor | None,
+    k_flat: torch.Tensor, v_flat: torch.Tensor, src_units: torch.Tensor, dst_units: torch.Tensor
 ) -> None:
     """Checked arguments of `tgvkv_kernels.pack_units.api.pack_units`; one gather and one scatter launch.
 
@@ -28,15 +24,14 @@ def launch_pack_units(
     dtype = _word_dtype(k_flat, v_flat)
     k_words, v_words = (flat.view(dtype).flatten(1) for flat in (k_flat, v_flat))
     count, words = src_units.shape[0], k_words.shape[1]
-    if buffer is None:
-        buffer = torch.empty(2 * count * words, dtype=dtype, device=k_flat.device)
+    buffer = torch.empty(2 * count * words, dtype=dtype, device=k_flat.device)
     config = move_config(words)
     grid = (ceil_div(count, config["BN"]), 2, ceil_div(words, config["BW"]))
     for units, gather in ((src_units.contiguous(), True), (dst_units.contiguous(), False)):
         move_rows_kernel[grid](
             k_words,
             v_words,
-            buffer.view(dtype),
+            buffer,
             units,
             count,
             k_words.stride(0),

@@ -7,10 +7,8 @@ import torch
 from tgvkv_kernels.common.checks import INDEX_DTYPES, check_dtype, check_float, check_same_device, check_shape
 from tgvkv_kernels.common.dispatch import use_triton
 from tgvkv_kernels.common.errors import KernelInputError
+from tgvkv_kernels.select.limits import LAYER_LIMIT, TOTAL_LIMIT
 from tgvkv_kernels.select.reference import layer_budgets_reference, top_positions_reference, view_units_reference
-
-TOTAL_LIMIT = 2**30  # shares are snapped to 2**-30 in int64
-LAYER_LIMIT = 1024  # the budget kernel holds all layers in one block
 
 
 def layer_budgets(layer_mass: torch.Tensor, total: int, cap: int, *, backend: str = "auto") -> torch.Tensor:

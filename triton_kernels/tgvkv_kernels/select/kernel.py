@@ -3,8 +3,10 @@
 import triton
 import triton.language as tl
 
+from tgvkv_kernels.common.tiles import zero
 
-@triton.jit(do_not_specialize=["L", "total", "cap"])
+
+@triton.jit(do_not_specialize=["L", "total", "cap"], do_not_specialize_on_alignment=["p_mass", "p_budget"])
 def layer_budgets_kernel(
     p_mass,  # [L] float
     p_budget,  # [L] int32
@@ -56,7 +58,10 @@ def sortable_key(b_score):
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
 
 
-@triton.jit(do_not_specialize=["L", "V"])
+@triton.jit(
+    do_not_specialize=["L", "V", "s_layer"],
+    do_not_specialize_on_alignment=["p_scores", "p_budget", "p_positions", "p_layer_ptr"],
+)
 def top_positions_kernel(
     p_scores,  # [L, V] float32
     p_budget,  # [L] int32
@@ -79,33 +84,33 @@ def top_positions_kernel(
         tl.store(p_layer_ptr + L, base + count)
     p_row = p_scores + i_layer.to(tl.int64) * s_layer
 
-    threshold = count.to(tl.int64) * 0  # largest key that at least `count` keys reach
+    threshold = zero(tl.int64)  # largest key that at least `count` keys reach
     bit = threshold + 2147483648
     for _ in range(32):
         candidate = threshold + bit
-        reached = count * 0
+        b_reached = tl.zeros([BV], dtype=tl.int32)  # counted per lane: one sum over the block a bit
         for start in range(0, V, BV):
             position = start + tl.arange(0, BV)
             m_v = position < V
-            key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
-            reached += tl.sum((m_v & (key >= candidate)).to(tl.int32), axis=0)
-        threshold = tl.where(reached >= count, candidate, threshold)
+            key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
+            b_reached += (m_v & (key >= candidate)).to(tl.int32)
+        threshold = tl.where(tl.sum(b_reached, axis=0) >= count, candidate, threshold)
         bit = bit // 2
 
-    above = count * 0
+    above = zero(tl.int32)
     for start in range(0, V, BV):
         position = start + tl.arange(0, BV)
         m_v = position < V
-        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
+        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
         above += tl.sum((m_v & (key > threshold)).to(tl.int32), axis=0)
     wanted_ties = count - above  # the lowest positions among those equal to the threshold
 
-    written = count * 0
-    ties = count * 0
+    written = zero(tl.int32)
+    ties = zero(tl.int32)
     for start in range(0, V, BV):
         position = start + tl.arange(0, BV)
         m_v = position < V
-        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))
+        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
         tie = (m_v & (key == threshold)).to(tl.int32)
         tie_rank = ties + tl.cumsum(tie, axis=0) - tie
         keep = (m_v & ((key > threshold) | ((tie == 1) & (tie_rank < wanted_ties)))).to(tl.int32)
@@ -115,7 +120,10 @@ def top_positions_kernel(
         written += tl.sum(keep, axis=0)
 
 
-@triton.jit(do_not_specialize=["L", "N"])
+@triton.jit(
+    do_not_specialize=["L", "N", "slots_per_layer"],
+    do_not_specialize_on_alignment=["p_positions", "p_layer_ptr", "p_slots", "p_units"],
+)
 def view_units_kernel(
     p_positions,  # [N]
     p_layer_ptr,  # [L + 1]

@@ -4,9 +4,9 @@ import torch
 
 from tgvkv_kernels.common.tiles import ceil_div, next_power_of_2
 from tgvkv_kernels.select.kernel import layer_budgets_kernel, top_positions_kernel, view_units_kernel
-from tgvkv_kernels.select.reference import QUANTUM_BITS
+from tgvkv_kernels.select.limits import QUANTUM_BITS
 
-MAX_TOP_BLOCK = 4096
+TOP_BLOCK = 1024  # one for all image sizes; longer rows loop
 UNITS_BLOCK = 256
 
 
@@ -45,7 +45,7 @@ def launch_top_positions(scores: torch.Tensor, budget: torch.Tensor, total: int)
         vision,
         scores.stride(0),
         BL=next_power_of_2(layers),
-        BV=max(128, min(MAX_TOP_BLOCK, next_power_of_2(vision))),
+        BV=TOP_BLOCK,
         num_warps=8,
     )
     return positions, layer_ptr

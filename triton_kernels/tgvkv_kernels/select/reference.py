@@ -2,9 +2,7 @@
 
 import torch
 
-# Ideal shares are snapped to multiples of 2**-QUANTUM_BITS before floor and remainder are taken, so that shares which
-# are equal (or whole) in exact arithmetic stay equal (or whole) in spite of float64 rounding.
-QUANTUM_BITS = 30
+from tgvkv_kernels.select.limits import QUANTUM_BITS
 
 
 def layer_budgets_reference(layer_mass: torch.Tensor, total: int, cap: int) -> torch.Tensor:

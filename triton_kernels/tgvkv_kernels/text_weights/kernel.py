@@ -3,10 +3,10 @@
 import triton
 import triton.language as tl
 
-from tgvkv_kernels.common.tiles import attention_tile, load_flat_rows, load_queries
+from tgvkv_kernels.common.tiles import LOG2_E, attention_tile, load_flat_rows, load_queries
 
 
-@triton.jit(do_not_specialize=["T", "scale_log2"])
+@triton.jit(do_not_specialize=["T", "scale_log2"], do_not_specialize_on_alignment=["p_lse"])
 def text_columns_kernel(
     p_q,  # [T, Hq, D]
     p_k,  # [T, Hkv, D]
@@ -40,14 +40,14 @@ def text_columns_kernel(
         head = i_h * G + row % G
         m_row = token < T
         b_q = load_queries(p_q, token, head, m_row, s_qt, s_qh, D, BD)
-        b_lse_b2 = tl.load(p_lse + token * s_lt + head, mask=m_row, other=0.0).to(tl.float32) * 1.4426950408889634
+        b_lse_b2 = tl.load(p_lse + token * s_lt + head, mask=m_row, other=0.0).to(tl.float32) * LOG2_E
         b_a = attention_tile(b_q, b_k, b_lse_b2, scale_log2)
         m_pair = m_row[:, None] & m_key[None, :] & (key[None, :] <= token[:, None])
         b_sum += tl.where(m_pair, b_a, 0.0)
     tl.store(p_partial + (i_s * tl.num_programs(1) + i_h) * T + key, tl.sum(b_sum, axis=0), mask=m_key)
 
 
-@triton.jit(do_not_specialize=["T", "parts", "heads"])
+@triton.jit(do_not_specialize=["T", "parts", "heads"], do_not_specialize_on_alignment=["p_w"])
 def text_reduce_kernel(
     p_partial,  # [parts, T] float32
     p_w,  # [T] float32

@@ -27,7 +27,6 @@ def view_attention(
     indptr: torch.Tensor,
     row_to_request: torch.Tensor | None,
     scale: float,
-    logit_cap: float = 0.0,
     dense_out: torch.Tensor | None = None,
     dense_lse_e: torch.Tensor | None = None,
     *,
@@ -47,7 +46,7 @@ def view_attention(
         indptr: ``[B+1]`` int32; request ``b`` owns ``units[indptr[b]:indptr[b+1]]`` (may be empty).
         row_to_request: ``[R]`` int32 request of each row, -1 for none; ``None``: row ``b`` is request ``b`` (decode).
             Any order is correct; rows of one request next to each other share their loads.
-        scale: softmax scale. logit_cap: ``cap*tanh(logit/cap)`` when above 0.
+        scale: softmax scale.
         dense_out, dense_lse_e: ``[R, Hq, D]`` (dtype of ``q``) and ``[R, Hq]`` float32: the dense part, LSE base e.
         out, out_lse_e: where to write; ``dense_out``/``dense_lse_e`` themselves are allowed (in place, CUDA graphs).
         num_splits: parts that each request's units are cut into; default from the shapes alone, so it is constant
@@ -72,7 +71,7 @@ def view_attention(
         out_lse_e = torch.empty(q.shape[:2], dtype=dtype, device=q.device)
     if units.shape[0] == 0 or q.shape[0] == 0 or not use_triton(backend, q.device):
         view_attention_reference(
-            q, k_flat, v_flat, units, indptr, row_to_request, scale, logit_cap, dense_out, dense_lse_e, out, out_lse_e
+            q, k_flat, v_flat, units, indptr, row_to_request, scale, dense_out, dense_lse_e, out, out_lse_e
         )
         return out, out_lse_e
     from tgvkv_kernels.view_attention.launch import launch_view_attention
@@ -95,7 +94,6 @@ def view_attention(
         indptr,
         row_to_request,
         scale,
-        logit_cap,
         dense_out,
         dense_lse_e,
         out,

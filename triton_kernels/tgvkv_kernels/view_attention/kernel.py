@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from tgvkv_kernels.common.tiles import load_flat_rows, load_queries
+from tgvkv_kernels.common.tiles import LN2, LOG2_E, load_flat_rows, load_queries
 
 
 @triton.jit
@@ -36,7 +36,7 @@ def merge_dense_and_store(
     if HAS_DENSE:
         b_raw = tl.load(p_dense + (row * s_dt + head * s_dh)[:, None] + d[None, :], mask=m_out, other=0.0)
         b_raw_lse_e = tl.load(p_dense_lse + row * s_dlt + head, mask=m_row, other=0.0)
-        b_dense_lse_b2 = b_raw_lse_e.to(tl.float32) * 1.4426950408889634
+        b_dense_lse_b2 = b_raw_lse_e.to(tl.float32) * LOG2_E
         m_view = b_view_lse_b2 != float("-inf")
         m_dense = b_dense_lse_b2 != float("-inf")
         b_top = tl.maximum(b_view_lse_b2, b_dense_lse_b2)
@@ -47,17 +47,21 @@ def merge_dense_and_store(
         # A dense part without keys may hold anything: select it away, 0 * nan is nan.
         b_dense = tl.where(m_dense[:, None], b_raw.to(tl.float32), 0.0)
         b_merged = b_view * (w_view / total)[:, None] + b_dense * (w_dense / total)[:, None]
-        b_lse_e = (b_top + tl.log2(total)) * 0.6931471805599453
+        b_lse_e = (b_top + tl.log2(total)) * LN2
         b_out = tl.where(m_view[:, None], b_merged.to(p_out.dtype.element_ty), b_raw)
         b_lse_e = tl.where(m_view, b_lse_e.to(p_lse.dtype.element_ty), b_raw_lse_e)
         tl.store(p_row_out, b_out, mask=m_out)
         tl.store(p_row_lse, b_lse_e, mask=m_row)
     else:
         tl.store(p_row_out, b_view.to(p_out.dtype.element_ty), mask=m_out)
-        tl.store(p_row_lse, (b_view_lse_b2 * 0.6931471805599453).to(p_lse.dtype.element_ty), mask=m_row)
+        tl.store(p_row_lse, (b_view_lse_b2 * LN2).to(p_lse.dtype.element_ty), mask=m_row)
 
 
-@triton.jit(do_not_specialize=["R", "scale_log2", "logit_cap"])
+@triton.jit(
+    do_not_specialize=["R", "scale_log2"],
+    # A layer's bounds are a row of one table for all layers, so they start at any 4 bytes.
+    do_not_specialize_on_alignment=["p_units", "p_indptr", "p_row_request"],
+)
 def view_attention_kernel(
     p_q,  # [R, Hq, D]
     p_k,  # [units, Hkv, D]
@@ -73,7 +77,6 @@ def view_attention_kernel(
     p_part_lse,  # [splits, R, Hq] base 2, or unused
     R,
     scale_log2,
-    logit_cap,
     s_qt,
     s_qh,
     s_k,
@@ -93,7 +96,6 @@ def view_attention_kernel(
     SPLIT: tl.constexpr,
     HAS_ROW_MAP: tl.constexpr,
     HAS_DENSE: tl.constexpr,
-    HAS_CAP: tl.constexpr,
 ):
     i_tile, i_h, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     lane = tl.arange(0, BM)  # lane = query row * G + head within the group
@@ -123,18 +125,15 @@ def view_attention_kernel(
         for start in range(begin, end, BN):
             index = start + tl.arange(0, BN)
             m_unit = index < end
-            unit = tl.load(p_units + index, mask=m_unit, other=0)
-            b_k = load_flat_rows(p_k, unit, i_h, m_unit, s_k, D, BD)
+            unit = tl.load(p_units + index, mask=m_unit, other=0)  # [BN]
+            b_k = load_flat_rows(p_k, unit, i_h, m_unit, s_k, D, BD)  # [BN, BD]
             b_logit = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale_log2
-            if HAS_CAP:  # cap * tanh(x / cap), x in base 2 units; tanh(y) = 1 - 2 / (exp(2y) + 1)
-                cap_b2 = logit_cap * 1.4426950408889634
-                b_logit = cap_b2 * (1.0 - 2.0 / (tl.exp2(b_logit / cap_b2 * 2.8853900817779268) + 1.0))
             b_logit = tl.where(m_mine[:, None] & m_unit[None, :], b_logit, float("-inf"))
             b_new_top = tl.maximum(b_top, tl.max(b_logit, axis=1))
             b_shift = tl.where(b_new_top == float("-inf"), 0.0, b_new_top)  # rows of other requests: stay empty
             b_p = tl.exp2(b_logit - b_shift[:, None])
             b_keep = tl.exp2(b_top - b_shift)
-            b_v = load_flat_rows(p_v, unit, i_h, m_unit, s_v, D, BD)
+            b_v = load_flat_rows(p_v, unit, i_h, m_unit, s_v, D, BD)  # [BN, BD]
             b_total = b_total * b_keep + tl.sum(b_p, axis=1)
             b_acc = b_acc * b_keep[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="tf32x3")
             b_top = b_new_top
@@ -185,10 +184,10 @@ def view_merge_kernel(
     b_acc = tl.zeros([BH, BD], dtype=tl.float32)
     for i_s in range(splits):  # always in this order: the sum is deterministic
         line = (i_s * R + i_row).to(tl.int64) * H + head
-        b_lse_b2 = tl.load(p_part_lse + line, mask=m_head, other=float("-inf"))
+        b_lse_b2 = tl.load(p_part_lse + line, mask=m_head, other=float("-inf"))  # [BH]
         b_part = tl.load(
             p_part_out + line[:, None] * D + d[None, :], mask=m_head[:, None] & (d < D)[None, :], other=0.0
-        )
+        )  # [BH, BD]
         b_new_top = tl.maximum(b_top, b_lse_b2)
         b_shift = tl.where(b_new_top == float("-inf"), 0.0, b_new_top)
         b_keep = tl.exp2(b_top - b_shift)

@@ -45,7 +45,6 @@ def launch_view_attention(
     indptr: torch.Tensor,
     row_to_request: torch.Tensor | None,
     scale: float,
-    logit_cap: float,
     dense_out: torch.Tensor | None,
     dense_lse_e: torch.Tensor | None,
     out: torch.Tensor,
@@ -82,7 +81,6 @@ def launch_view_attention(
         part_lse,
         rows,
         float(scale) * LOG2_E,
-        float(logit_cap),
         *q.stride()[:2],
         k_flat.stride(0),
         v_flat.stride(0),
@@ -92,7 +90,6 @@ def launch_view_attention(
         SPLIT=splits > 1,
         HAS_ROW_MAP=row_to_request is not None,
         HAS_DENSE=has_dense,
-        HAS_CAP=logit_cap > 0,
         **config,
     )
     if splits == 1:

@@ -8,16 +8,12 @@ import torch
 from tgvkv_kernels.common.lse import compute_dtype, merge_by_lse
 
 
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, logit_cap: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Unmasked attention of ``q [R, Hq, D]`` over ``k, v [n>0, Hkv, D]`` -> ``(out [R, Hq, D], lse_e [R, Hq])``."""
     dtype = compute_dtype(q)
     rows, q_heads, head_dim = q.shape
     grouped = q.to(dtype).reshape(rows, k.shape[1], q_heads // k.shape[1], head_dim)
     logits = torch.einsum("rhgd,nhd->rhgn", grouped, k.to(dtype)) * scale
-    if logit_cap > 0:
-        logits = logit_cap * torch.tanh(logits / logit_cap)
     lse_e = torch.logsumexp(logits, dim=-1)
     out = torch.einsum("rhgn,nhd->rhgd", torch.exp(logits - lse_e[..., None]), v.to(dtype))
     return out.reshape(rows, q_heads, v.shape[2]), lse_e.reshape(rows, q_heads)
@@ -31,7 +27,6 @@ def view_attention_reference(
     indptr: torch.Tensor,
     row_to_request: torch.Tensor | None,
     scale: float,
-    logit_cap: float,
     dense_out: torch.Tensor | None,
     dense_lse_e: torch.Tensor | None,
     out: torch.Tensor,
@@ -53,7 +48,7 @@ def view_attention_reference(
         if begin == end or rows.numel() == 0:
             continue
         ids = units[begin:end].long()
-        view_out, view_lse_e = attend(q[rows], k_flat[ids], v_flat[ids], scale, logit_cap)
+        view_out, view_lse_e = attend(q[rows], k_flat[ids], v_flat[ids], scale)
         if dense_out is not None:
             view_out, view_lse_e = merge_by_lse(
                 view_out, view_lse_e, dense_out[rows], dense_lse_e[rows].to(view_lse_e.dtype)

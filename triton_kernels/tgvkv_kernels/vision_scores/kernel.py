@@ -3,10 +3,13 @@
 import triton
 import triton.language as tl
 
-from tgvkv_kernels.common.tiles import attention_tile, load_flat_rows, load_queries
+from tgvkv_kernels.common.tiles import LOG2_E, attention_tile, load_flat_rows, load_queries
 
 
-@triton.jit(do_not_specialize=["T", "V", "scale_log2"])
+@triton.jit(
+    do_not_specialize=["T", "V", "scale_log2"],
+    do_not_specialize_on_alignment=["p_lse", "p_w", "p_units", "p_q_pos", "p_v_pos"],
+)
 def vision_columns_kernel(
     p_q,  # [T, Hq, D]
     p_lse,  # [T, Hq] base e
@@ -49,7 +52,7 @@ def vision_columns_kernel(
         head = i_h * G + row % G
         m_row = token < T
         b_q = load_queries(p_q, token, head, m_row, s_qt, s_qh, D, BD)
-        b_lse_b2 = tl.load(p_lse + token * s_lt + head, mask=m_row, other=0.0).to(tl.float32) * 1.4426950408889634
+        b_lse_b2 = tl.load(p_lse + token * s_lt + head, mask=m_row, other=0.0).to(tl.float32) * LOG2_E
         b_w = tl.load(p_w + token, mask=m_row, other=0.0).to(tl.float32)
         query_pos = tl.load(p_q_pos + token, mask=m_row, other=0)
         b_a = attention_tile(b_q, b_k, b_lse_b2, scale_log2)
@@ -61,7 +64,7 @@ def vision_columns_kernel(
     tl.store(p_mass + i_n * parts + i_part, tl.sum(tl.sum(b_mass, axis=0), axis=0))
 
 
-@triton.jit(do_not_specialize=["V", "parts", "masses", "heads"])
+@triton.jit(do_not_specialize=["V", "parts", "masses", "heads"], do_not_specialize_on_alignment=["p_scores", "p_mass"])
 def vision_reduce_kernel(
     p_partial,  # [parts, V] float32
     p_mass_partial,  # [masses] float32

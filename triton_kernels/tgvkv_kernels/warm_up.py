@@ -1,0 +1,70 @@
+"""Launch every kernel once, in every variant that a server with such a model uses.
+
+On the server's GPU, so that nothing is compiled or loaded when the first picture comes; `aot` does the same without a
+GPU. No kernel's variant depends on batch sizes, picture sizes or where an index tensor starts, so this is all of them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What of a model selects kernel variants. Heads are those of one tensor-parallel rank."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    layers: int
+
+
+def warm_up(shape: ModelShape, device: torch.device | str) -> None:
+    """Launch every operation on small tensors of zeros. Raises what Triton raises where a kernel cannot be compiled."""
+    warm_up_attention(shape, device)
+    warm_up_moves(shape, device)
+
+
+def warm_up_attention(shape: ModelShape, device: torch.device | str) -> None:
+    """`text_weights`, `vision_scores` and `view_attention`."""
+    from tgvkv_kernels.text_weights.launch import launch_text_weights
+    from tgvkv_kernels.view_attention.launch import launch_view_attention
+    from tgvkv_kernels.vision_scores.launch import launch_vision_scores
+
+    tokens, heads = 64, shape.q_heads
+    q = torch.zeros(tokens, heads, shape.head_dim, dtype=shape.dtype, device=device)
+    flat = torch.zeros(tokens, shape.kv_heads, shape.head_dim, dtype=shape.dtype, device=device)
+    lse, weights = torch.zeros(tokens, heads, device=device), torch.zeros(tokens, device=device)
+    indptr = torch.zeros(tokens + 1, dtype=torch.int32, device=device)
+    units = torch.zeros(tokens, dtype=torch.int32, device=device)
+    positions = torch.zeros(tokens, dtype=torch.int64, device=device)
+    launch_text_weights(q, flat, lse, 1.0, heads)
+    launch_vision_scores(q, lse, weights, flat, units.long(), positions, positions, 1.0, heads)
+    for row_map in (None, units):
+        for dense in ((None, None), (q, lse)):
+            for splits in (1, 2):
+                launch_view_attention(
+                    q, flat, flat, units, indptr, row_map, 1.0, *dense, q.clone(), lse.clone(), splits
+                )
+
+
+def warm_up_moves(shape: ModelShape, device: torch.device | str) -> None:
+    """`pack_units`, `select`, `view_units` and `dense_rows`."""
+    from tgvkv_kernels.dense_rows.launch import launch_dense_rows
+    from tgvkv_kernels.pack_units.launch import launch_pack_units
+    from tgvkv_kernels.select import launch as select
+
+    flat = torch.zeros(16, shape.kv_heads, shape.head_dim, dtype=shape.dtype, device=device)
+    units = torch.zeros(16, dtype=torch.int32, device=device)
+    for ids in (units, units.long()):
+        launch_pack_units(flat, flat, ids, ids)  # every unit onto itself: all are 0
+    budget = select.launch_layer_budgets(torch.zeros(shape.layers, device=device), 16, 16)
+    scores = torch.zeros(shape.layers, 16, device=device)
+    positions, layer_ptr = select.launch_top_positions(scores, budget, 16)
+    for slots in (units, units.long()):
+        select.launch_view_units(positions, layer_ptr, slots, 16)
+    rows = torch.zeros(2, 16, dtype=torch.int32, device=device)
+    zeros = torch.zeros(2, dtype=torch.int64, device=device)
+    bounds = torch.zeros(3, dtype=torch.int32, device=device)
+    launch_dense_rows(rows, zeros, zeros, units, units, bounds, units.clone(), bounds.clone())
