@@ -16,7 +16,7 @@ export TORCH_COMPILE_DISABLE := 1
 help:
 	@echo "make demo       chat about a picture, 100 % of its KV beside 5 %   (ARGS='--turns 8 --with-control')"
 	@echo "make test       all tests but the long ones                       (ARGS='-x')"
-	@echo "make test-fast  unit tests alone, no SGLang"
+	@echo "make test-fast  the tests that need neither SGLang nor Triton's interpreter"
 	@echo "make lint       ruff"
 	@echo "make clean      remove caches and build output (never the virtual environment)"
 
@@ -33,7 +33,7 @@ test: $(STAMP)
 	@"$(VENV)/bin/python" -m pytest -m "not long" $(ARGS)
 
 test-fast: $(STAMP)
-	@"$(VENV)/bin/python" -m pytest tests/unit -m "not long and not model" $(ARGS)
+	@"$(VENV)/bin/python" -m pytest --ignore tests/server --ignore tests/kernels -m "not long and not model" $(ARGS)
 
 lint: $(STAMP)
 	@"$(VENV)/bin/ruff" check .

@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PART_LIMIT_MIB = 64  # one call carries no more, the working tree included
 MANIFEST = "manifest.json"
-SOURCES = ("tgvkv_sglang", "triton_kernels", "bench", "tests", "pyproject.toml")
+SOURCES = ("tgvkv_sglang", "triton_kernels", "training", "bench", "tests", "pyproject.toml")
 CHECK = """
 import importlib.metadata as m, torch
 assert torch.cuda.is_available() or {allow_cpu}, "torch sees no CUDA device"

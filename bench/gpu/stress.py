@@ -11,9 +11,9 @@ from typing import Any, Sequence
 from bench.gpu.models import DEMO
 from bench.soak import Plan, soak
 from bench.soak_check import Finished, comparable, first_difference, gaps_of
-from tgvkv_sglang.demo import probes
 from tgvkv_sglang.demo.scenes import render
 from tgvkv_sglang.testing.server import Server
+from training.demo_model import probes
 
 # Two best tokens closer than this may change places between a batch and a request alone: bfloat16 keeps 8 bits, and the
 # stand-in model's logits reach 10 or so. In float32 (on the CPU) the bound is that of bench.soak_check.

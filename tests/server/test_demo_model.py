@@ -8,9 +8,9 @@ import torch
 from tests.oracle.oracle import load
 from tests.server.compare import GAP
 from tests.server.conftest import OURS, _serve
-from tgvkv_sglang.demo import probes as P
 from tgvkv_sglang.demo.bundle import DEMO_MODEL
 from tgvkv_sglang.demo.scenes import render
+from training.demo_model import probes as P
 
 PER_CLASS = 17  # of twelve classes: 204 questions
 MAX_NEW = 64

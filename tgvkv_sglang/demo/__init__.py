@@ -1,1 +1,1 @@
-"""Scenes, questions and probes of the bundled demo model (numpy, PIL and the standard library only)."""
+"""The bundled demo model's scenes and questions (numpy, PIL and the standard library only), and small checkpoints."""

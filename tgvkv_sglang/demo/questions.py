@@ -1,6 +1,6 @@
 """Questions about a scene, with their answers, and multi-turn and two-image chats built from them.
 
-Every answer follows from the scene alone; ``tests/unit/test_demo_scenes.py`` derives each one again by brute force.
+Every answer follows from the scene alone; ``tests/unit/demo/test_scenes.py`` derives each one again by brute force.
 """
 
 from __future__ import annotations

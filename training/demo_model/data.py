@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
-from build import word_ids
 
 from tgvkv_sglang.demo import questions as Q
 from tgvkv_sglang.demo import scenes as S
+
+from .build import word_ids
 
 PATCH = 16
 

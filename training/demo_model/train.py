@@ -1,8 +1,9 @@
 """Train the bundled demo model from scratch, on a CPU or a GPU, in three stages (each resumable and seeded).
 
-    train.py vision --out runs/vision --recipe recipes/vision.json       # tower alone: token -> sum of its words
-    train.py text --out runs/text --recipe recipes/text_lookups.json     # text layers alone: told what tokens are
-    train.py joint --out runs/joint --recipe recipes/joint.json --load runs/vision runs/text
+    train="python -m training.demo_model.train"; recipes=training/demo_model/recipes
+    $train vision --out runs/vision --recipe $recipes/vision.json       # tower alone: token -> sum of its words
+    $train text --out runs/text --recipe $recipes/text_lookups.json     # text layers alone: told what tokens are
+    $train joint --out runs/joint --recipe $recipes/joint.json --load runs/vision runs/text
 
 The stages meet because both use the same frozen code: a vision token is the sum of the (orthonormal) initial
 embeddings of its words. `vision` and `text` can run side by side on one core each.
@@ -15,7 +16,6 @@ import argparse
 import dataclasses
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -24,13 +24,11 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+from tgvkv_sglang.demo import questions as Q
 
-import build  # noqa: E402
-from data import Recipe, Sampler  # noqa: E402
-from engine import layer_forward, text_forward, vision_forward  # noqa: E402
-
-from tgvkv_sglang.demo import questions as Q  # noqa: E402
+from . import build
+from .data import Recipe, Sampler
+from .engine import layer_forward, text_forward, vision_forward
 
 NOISE = 0.02
 LOOK_AT = ((2, (0, 2)),)  # in layer 2, one head of each KV group learns to look where the next word is read from

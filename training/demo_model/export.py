@@ -1,19 +1,18 @@
 """Write a training run's weights as the bundle that ships (bf16 weights, tokenizer, processor, chat template).
 
-python examples/demo_model/export.py --load runs/vision runs/text   # later runs override earlier ones
+    python -m training.demo_model.export --load runs/vision runs/text   # later runs override earlier ones
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+from tgvkv_sglang.demo.bundle import DEMO_MODEL
 
-import build  # noqa: E402
+from . import build
 
 from tgvkv_sglang.demo.bundle import DEMO_MODEL  # noqa: E402
 

@@ -12,8 +12,8 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from . import questions as Q
-from .scenes import DEFAULT_SIZE, Scene, make_scene, render
+from tgvkv_sglang.demo import questions as Q
+from tgvkv_sglang.demo.scenes import DEFAULT_SIZE, Scene, make_scene, render
 
 PROBE_SEED = 20_260_117
 PER_CLASS = 200

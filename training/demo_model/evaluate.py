@@ -1,7 +1,7 @@
 """Probe the demo model: accuracy per class at 100 % of the vision KV and at the 0 % floor.
 
-    python examples/demo_model/evaluate.py                                   # transformers, the bundled weights
-    python examples/demo_model/evaluate.py --base-url http://127.0.0.1:30000 # a running OpenAI-compatible server
+    python -m training.demo_model.evaluate                                   # transformers, the bundled weights
+    python -m training.demo_model.evaluate --base-url http://127.0.0.1:30000 # a running OpenAI-compatible server
 
 At the floor, prefill sees the whole picture and decode sees none of it. Through a server only what the server does is
 measured (its retention), so the floor column needs transformers.
@@ -12,19 +12,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import sys
 import urllib.request
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[2])]
+from tqdm import tqdm
 
-from tqdm import tqdm  # noqa: E402
+from tgvkv_sglang.demo.bundle import DEMO_MODEL
+from tgvkv_sglang.demo.scenes import render
 
-from tgvkv_sglang.demo import probes as P  # noqa: E402
-from tgvkv_sglang.demo.bundle import DEMO_MODEL  # noqa: E402
-from tgvkv_sglang.demo.scenes import render  # noqa: E402
+from . import probes as P
 
 MAX_NEW = 40
 

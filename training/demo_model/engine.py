@@ -1,6 +1,6 @@
 """Lean training forwards over the parameters of a stock ``Qwen3VLForConditionalGeneration``.
 
-They compute what transformers' modules compute (tests/unit/test_demo_model.py compares them), but batch images of
+They compute what transformers' modules compute (tests/training/test_demo_model.py compares them), but batch images of
 different sizes with dropped tokens through the tower, and fold the two equal frames of a still picture into one.
 """
 

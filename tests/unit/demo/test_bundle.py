@@ -1,23 +1,21 @@
-"""The bundled demo model, through stock transformers (no SGLang): tokenizer, prompts, weights, answers, floor."""
+"""The bundled demo model, through stock transformers (no SGLang): files, tokenizer, prompts, weights."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgvkv_sglang.demo import probes as P
 from tgvkv_sglang.demo import questions as Q
 from tgvkv_sglang.demo import scenes as S
 from tgvkv_sglang.demo.bundle import DEMO_MODEL
+from training.demo_model import probes as P
+from training.demo_model.evaluate import TransformersRunner
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "demo_model"
 SPECIAL = (
     "<|im_start|>",
     "<|im_end|>",
@@ -30,21 +28,8 @@ SPECIAL = (
 
 
 @pytest.fixture(scope="module")
-def example():
-    """The training code's modules, imported as train.py imports them."""
-    sys.path.insert(0, str(EXAMPLE))
-    import build
-    import data
-    import engine
-    import evaluate
-
-    yield {"build": build, "data": data, "engine": engine, "evaluate": evaluate}
-    sys.path.remove(str(EXAMPLE))
-
-
-@pytest.fixture(scope="module")
-def runner(example):
-    return example["evaluate"].TransformersRunner(DEMO_MODEL)
+def runner():
+    return TransformersRunner(DEMO_MODEL)
 
 
 @pytest.fixture(scope="module")
@@ -134,27 +119,6 @@ def test_two_images_keep_their_order(runner):
     )
 
 
-@pytest.mark.parametrize("size", [(512, 512), (384, 512), (256, 512)])
-def test_training_forwards_equal_transformers(example, runner, size):
-    """The lean forwards of the training code against the stock modules, all tokens kept (fp32, eager sums differ)."""
-    scene = S.make_scene(5, size)
-    sampler = example["data"].Sampler(runner.processor.tokenizer, 1, example["data"].Recipe(all_tokens=1.0), True)
-    sampler.scene = lambda: scene
-    batch, model = sampler.batch(1), runner.model
-    pixels = runner.processor.image_processor(images=[S.render(scene)], return_tensors="pt")
-    with torch.no_grad():
-        seen, deep = example["engine"].vision_forward(
-            model.model.visual, batch.pixels, batch.patch_rc, batch.grids, batch.image
-        )
-        hidden, _ = example["engine"].text_forward(
-            model.model.language_model, batch.ids, batch.positions, batch.vision, seen, deep
-        )
-        logits = hidden @ model.model.language_model.embed_tokens.weight.T
-        kinds = (batch.ids == model.config.image_token_id).int()
-        expected = model(input_ids=batch.ids, mm_token_type_ids=kinds, **pixels).logits
-    torch.testing.assert_close(logits, expected, atol=2e-3, rtol=1e-3)
-
-
 def test_stored_weights_are_bf16_and_deepstack_speaks(runner):
     from safetensors import safe_open
 
@@ -162,50 +126,3 @@ def test_stored_weights_are_bf16_and_deepstack_speaks(runner):
         assert {f.get_tensor(k).dtype for k in f.keys()} == {torch.bfloat16}  # noqa: SIM118
     assert runner.model.dtype == torch.float32
     assert runner.model.model.visual.deepstack_merger_list[0].linear_fc2.weight.abs().max() > 0
-
-
-def scores(runner, example, probes: list[P.Probe]) -> tuple[P.Tally, P.Tally]:
-    """(all vision, 0 % floor)"""
-    evaluate = example["evaluate"]
-    full, floor = evaluate.run_transformers(probes, runner, 8, (False, True))
-    return evaluate.tally(probes, full), evaluate.tally(probes, floor)
-
-
-def claims() -> dict[str, float]:
-    """Exact match at 100 %, class by class, from the model card's table."""
-    card = (EXAMPLE / "MODEL_CARD.md").read_text()
-    table = card[card.index("<!-- probes:begin -->") : card.index("<!-- probes:end -->")]
-    rows = re.findall(r"^\| (\w+) \| \d+ \| ([\d.]+) \|", table, re.MULTILINE)
-    return {cls: float(share) / 100 for cls, share in rows}
-
-
-def test_the_card_has_a_figure_for_every_class():
-    assert set(claims()) == set(P.CLASSES)
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("cls", P.CLASSES)
-def test_accuracy_is_what_the_card_says(runner, example, cls):
-    """The first 12 of the card's 200 probes: three standard errors of so small a sample are allowed below the claim.
-
-    An untrained or wrongly loaded model scores 0-20 %, far below that.
-    """
-    full, _ = scores(runner, example, list(P.probes(12, classes=(cls,))))
-    claim = min(claims()[cls], 0.99)  # a claim of 100 % of 200 is no claim of no errors at all
-    assert full.exact_share >= claim - 3 * (claim * (1 - claim) / full.n) ** 0.5
-
-
-@pytest.mark.model
-@pytest.mark.parametrize("cls", ["row", "numbers"])
-def test_lists_need_the_picture_during_decode(runner, example, cls):
-    probes = list(P.probes(12, classes=(cls,)))
-    assert P.fit_to_measure(*scores(runner, example, probes))
-
-
-@pytest.mark.model
-def test_blind_decode_only_loses_what_decode_reads(runner, example):
-    """The first token comes from prefill, so it is the same with and without vision in decode; the rest need not be."""
-    probes = list(P.probes(6, classes=("describe",)))
-    seen, blind = example["evaluate"].run_transformers(probes, runner, 6, (False, True))
-    assert [a.split()[0] for a in seen] == [b.split()[0] for b in blind]
-    assert seen != blind
