@@ -6,14 +6,19 @@ does not depend on what the weights are, and no machine without a network has an
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Iterator
+from typing import TYPE_CHECKING, Any, Iterator
 
-from tgvkv_sglang.demo import tiny_model
 from tgvkv_sglang.demo.bundle import DEMO_MODEL
+from tgvkv_sglang.demo.checkpoint import byte_tokenizer, new_directory
+from tgvkv_sglang.demo.qwen3_vl import make_config, write_checkpoint
+from tgvkv_sglang.demo.tiny_model import make_tiny_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
 
 MAX_VISION_TOKENS = 4096
+MAX_LENGTH = 262144
 
 # Qwen/Qwen3-VL-8B-Instruct: the shape in its published configuration.
 QWEN3_VL_8B: dict[str, Any] = {
@@ -74,7 +79,7 @@ def model_directory(name: str, under: Path) -> Path:
     if (target / "config.json").is_file():
         return target
     if name in WITH_WEIGHTS:
-        return tiny_model.make_tiny_model(target, size=WITH_WEIGHTS[name])
+        return make_tiny_model(target, size=WITH_WEIGHTS[name])
     if name not in SHAPES:
         known = ", ".join(["demo", *WITH_WEIGHTS, *SHAPES])
         raise ValueError(f"no model {name!r}; there are {known}")
@@ -87,29 +92,12 @@ def is_dummy(name: str) -> bool:
     return name in SHAPES
 
 
-def configuration(shape: dict[str, Any], special: dict[str, int]) -> dict[str, Any]:
-    """``config.json`` of a shape; ``special`` are the token ids of the special tokens."""
-    text = {
-        "model_type": "qwen3_vl_text", "hidden_act": "silu", "max_position_embeddings": 262144, "rms_norm_eps": 1e-6,
-        "attention_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "use_cache": True,
-        "tie_word_embeddings": False, "dtype": "bfloat16", "eos_token_id": special[tiny_model.EOS_TOKEN],
-        **{name: value for name, value in shape["text"].items() if name != "rope_theta"},
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": shape["text"]["rope_theta"],
-            "mrope_section": [24, 20, 20], "mrope_interleaved": True,
-        },
-    }  # fmt: skip
-    vision = {
-        "model_type": "qwen3_vl", "hidden_act": "gelu_pytorch_tanh", "in_channels": 3, "initializer_range": 0.02,
-        "patch_size": tiny_model.PATCH_SIZE, "spatial_merge_size": tiny_model.MERGE_SIZE, "temporal_patch_size": 2,
-        **shape["vision"],
-    }  # fmt: skip
-    return {
-        "architectures": ["Qwen3VLForConditionalGeneration"], "model_type": "qwen3_vl", "dtype": "bfloat16",
-        "tie_word_embeddings": False, "text_config": text, "vision_config": vision,
-        "image_token_id": special["<|image_pad|>"], "video_token_id": special["<|video_pad|>"],
-        "vision_start_token_id": special["<|vision_start|>"], "vision_end_token_id": special["<|vision_end|>"],
-    }  # fmt: skip
+def configuration(shape: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
+    """The configuration of a shape, served in bfloat16."""
+    text = {name: value for name, value in shape["text"].items() if name != "rope_theta"}
+    text["max_position_embeddings"] = MAX_LENGTH
+    theta = shape["text"]["rope_theta"]
+    return make_config(tokenizer, text=text, vision=shape["vision"], rope_theta=theta, dtype="bfloat16")
 
 
 def fillers(count: int) -> Iterator[str]:
@@ -129,26 +117,8 @@ def write_shape(shape: dict[str, Any], target: Path) -> None:
     Prompts are encoded a byte a token (there are no merges), so their lengths are known; whatever token the model
     picks decodes to something, as a real tokenizer's would.
     """
-    from transformers import Qwen2Tokenizer
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    vocab = {char: byte for byte, char in bytes_to_unicode().items()}
-    special = {token: len(vocab) + i for i, token in enumerate(tiny_model.SPECIAL_TOKENS)}
-    vocab |= special
-    rest = shape["text"]["vocab_size"] - len(vocab)
-    vocab |= {word: len(vocab) + i for i, word in enumerate(fillers(rest))}
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=[], unk_token=tiny_model.PAD_TOKEN, eos_token=tiny_model.EOS_TOKEN,
-        pad_token=tiny_model.PAD_TOKEN, additional_special_tokens=list(tiny_model.SPECIAL_TOKENS),
-        chat_template=tiny_model.CHAT_TEMPLATE, model_max_length=262144, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
-    target.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(target)
-    tiny_model._write_processor_files(target)
-    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
-        content = json.loads((target / name).read_text())
-        content["size"]["longest_edge"] = MAX_VISION_TOKENS * tiny_model.PIXELS_PER_TOKEN
-        (target / name).write_text(json.dumps(content, indent=2) + "\n")
-    generation = {"eos_token_id": special[tiny_model.EOS_TOKEN], "pad_token_id": special[tiny_model.PAD_TOKEN]}
-    (target / "generation_config.json").write_text(json.dumps(generation) + "\n")
-    (target / "config.json").write_text(json.dumps(configuration(shape, special), indent=1) + "\n")
+    rest = shape["text"]["vocab_size"] - len(byte_tokenizer())
+    tokenizer = byte_tokenizer(fillers(rest), max_length=MAX_LENGTH)
+    with new_directory(target) as staging:
+        config = configuration(shape, tokenizer)
+        write_checkpoint(staging, tokenizer, config, image_tokens=(4, MAX_VISION_TOKENS))

@@ -8,9 +8,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Sequence
 
-from bench.gpu.models import DEMO
 from bench.soak import Plan, soak
 from bench.soak_check import Finished, comparable, first_difference, gaps_of
+from tgvkv_sglang.demo.bundle import DEMO_MODEL
 from tgvkv_sglang.demo.scenes import render
 from tgvkv_sglang.testing.server import Server
 from training.demo_model import probes
@@ -35,7 +35,7 @@ def questions() -> list[tuple[probes.Probe, dict]]:
     """The demo model's held-out questions with their ``/generate`` arguments."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(DEMO)
+    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
     asked = []
     for probe in probes.probes(per_class=PER_CLASS):
         messages = probes.chat_messages(probe, image_parts=[{"type": "image"} for _ in probe.scenes])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from tgvkv_sglang.demo import scenes as S
 from tgvkv_sglang.demo.bundle import DEMO_MODEL
-from training.demo_model import data, engine, evaluate
+from training.demo_model import build, data, engine, evaluate
 from training.demo_model import probes as P
 
 
@@ -37,6 +39,23 @@ def test_training_forwards_equal_transformers(runner, size):
         kinds = (batch.ids == model.config.image_token_id).int()
         expected = model(input_ids=batch.ids, mm_token_type_ids=kinds, **pixels).logits
     torch.testing.assert_close(logits, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_what_is_built_is_what_ships(tmp_path):
+    """Every file but the card; of the weights, which training changes, the names and shapes."""
+    tokenizer = build.make_tokenizer()
+    build.save_bundle(build.make_model(0, tokenizer), tokenizer, tmp_path)
+    made_names, shipped_names = ({path.name for path in folder.iterdir()} for folder in (tmp_path, DEMO_MODEL))
+    assert made_names == shipped_names - {"MODEL_CARD.md"}
+    for made in tmp_path.glob("*.json"):
+        built, shipped = (json.loads(path.read_text()) for path in (made, DEMO_MODEL / made.name))
+        for content in (built, shipped):
+            content.pop("transformers_version", None)
+        assert built == shipped, made.name
+    assert (tmp_path / "chat_template.jinja").read_text() == (DEMO_MODEL / "chat_template.jinja").read_text()
+    files = (safe_open(folder / "model.safetensors", "pt") for folder in (tmp_path, DEMO_MODEL))
+    built, shipped = ({name: file.get_slice(name).get_shape() for name in file.keys()} for file in files)  # noqa: SIM118
+    assert built == shipped
 
 
 def scores(runner, probes: list[P.Probe]) -> tuple[P.Tally, P.Tally]:

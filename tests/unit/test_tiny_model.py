@@ -8,7 +8,8 @@ import torch
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from tests.oracle import load, single_threaded
-from tgvkv_sglang.demo.tiny_model import SIZES, SPECIAL_TOKENS, make_tiny_model
+from tgvkv_sglang.demo.checkpoint import SPECIAL_TOKENS
+from tgvkv_sglang.demo.tiny_model import SIZES, make_tiny_model
 from tgvkv_sglang.testing.images import make_image
 
 

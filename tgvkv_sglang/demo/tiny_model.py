@@ -10,65 +10,21 @@ transformers, tokenizers and torch are imported inside the functions only, so im
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checkpoint import byte_tokenizer, new_directory
+from .qwen3_vl import make_config, write_checkpoint
+
 if TYPE_CHECKING:
     import torch
-    from transformers import Qwen2Tokenizer, Qwen3VLConfig, Qwen3VLForConditionalGeneration
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-EOS_TOKEN = "<|im_end|>"
-PAD_TOKEN = "<|endoftext|>"
+    from transformers import PreTrainedTokenizerBase, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 VOCAB_SIZE = 320
 """256 bytes (token id = byte value), the special tokens, then rows nobody uses, up to a multiple of 64."""
-
-PATCH_SIZE = 16
-MERGE_SIZE = 2
-PIXELS_PER_TOKEN = (PATCH_SIZE * MERGE_SIZE) ** 2
-MIN_PIXELS = 4 * PIXELS_PER_TOKEN
-MAX_PIXELS = 1024 * PIXELS_PER_TOKEN
-"""An image is resized only if it leaves [4, 1024] vision tokens or has a side that is no multiple of 32 px."""
-
-# Qwen3-VL's turn format without tools and without a default system prompt. The loop over message['content'] is also
-# what SGLang looks for to tell that image parts may stay where the client put them.
-CHAT_TEMPLATE = """\
-{%- for message in messages -%}
-{{- '<|im_start|>' + message['role'] + '\\n' -}}
-{%- if message['content'] is string -%}
-{{- message['content'] -}}
-{%- else -%}
-{%- for content in message['content'] -%}
-{%- if content['type'] == 'image' or content['type'] == 'image_url' or 'image' in content -%}
-{{- '<|vision_start|><|image_pad|><|vision_end|>' -}}
-{%- elif content['type'] == 'video' or content['type'] == 'video_url' or 'video' in content -%}
-{{- '<|vision_start|><|video_pad|><|vision_end|>' -}}
-{%- elif 'text' in content -%}
-{{- content['text'] -}}
-{%- endif -%}
-{%- endfor -%}
-{%- endif -%}
-{{- '<|im_end|>\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{- '<|im_start|>assistant\\n' -}}
-{%- endif -%}
-"""
 
 
 @dataclass(frozen=True)
@@ -113,54 +69,13 @@ def make_tiny_model(directory: str | os.PathLike[str], *, seed: int = 0, size: s
     """
     if size not in SIZES:
         raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-    target = Path(directory).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is not empty; remove it or choose another directory")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        tokenizer = _make_tokenizer()
-        tokenizer.save_pretrained(staging)
-        model = _make_model(_make_config(SIZES[size], tokenizer), seed)
-        model.save_pretrained(staging)
-        _write_processor_files(staging)
-        staging.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target
+    tokenizer = byte_tokenizer()
+    with new_directory(directory) as staging:
+        write_checkpoint(staging, tokenizer, _make_model(_make_config(SIZES[size], tokenizer), seed))
+    return Path(directory).resolve()
 
 
-def _make_tokenizer() -> Qwen2Tokenizer:
-    """Byte-level BPE with no merges: every byte is one token, so decode then encode is exact for any valid UTF-8."""
-    from transformers import Qwen2Tokenizer
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    vocab = {char: byte for byte, char in bytes_to_unicode().items()}
-    vocab |= {token: 256 + i for i, token in enumerate(SPECIAL_TOKENS)}
-    return Qwen2Tokenizer(
-        vocab=vocab,
-        merges=[],
-        unk_token=PAD_TOKEN,
-        eos_token=EOS_TOKEN,
-        pad_token=PAD_TOKEN,
-        additional_special_tokens=list(SPECIAL_TOKENS),
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=32768,
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _make_config(size: TinySize, tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
-    from transformers import Qwen3VLConfig
-
-    def token_id(token: str) -> int:
-        return tokenizer.convert_tokens_to_ids(token)
-
-    half = size.head_dim // 2
-    height = width = half * 5 // 16
+def _make_config(size: TinySize, tokenizer: PreTrainedTokenizerBase) -> Qwen3VLConfig:
     text = {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": size.hidden_size,
@@ -170,46 +85,23 @@ def _make_config(size: TinySize, tokenizer: Qwen2Tokenizer) -> Qwen3VLConfig:
         "num_key_value_heads": size.num_kv_heads,
         "head_dim": size.head_dim,
         "max_position_embeddings": 32768,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 10000.0,
-            "mrope_section": [half - height - width, height, width],
-            "mrope_interleaved": True,
-        },
-        "pad_token_id": token_id(PAD_TOKEN),
-        "eos_token_id": token_id(EOS_TOKEN),
-        "tie_word_embeddings": False,
-        "dtype": "float32",
     }
     vision = {
         "depth": size.vision_depth,
         "hidden_size": size.vision_hidden_size,
         "intermediate_size": 2 * size.vision_hidden_size,
         "num_heads": size.vision_heads,
-        "patch_size": PATCH_SIZE,
-        "spatial_merge_size": MERGE_SIZE,
-        "out_hidden_size": size.hidden_size,
         "num_position_embeddings": 24 * 24,
         "deepstack_visual_indexes": [0],
         "dtype": "float32",
     }
-    return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=token_id("<|image_pad|>"),
-        video_token_id=token_id("<|video_pad|>"),
-        vision_start_token_id=token_id("<|vision_start|>"),
-        vision_end_token_id=token_id("<|vision_end|>"),
-        pad_token_id=token_id(PAD_TOKEN),
-        eos_token_id=token_id(EOS_TOKEN),
-        tie_word_embeddings=False,
-        dtype="float32",
-    )
+    end = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return make_config(tokenizer, text=text, vision=vision, **end)
 
 
 def _make_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGeneration:
     import torch
-    from transformers import GenerationConfig, Qwen3VLForConditionalGeneration
+    from transformers import Qwen3VLForConditionalGeneration
 
     model = Qwen3VLForConditionalGeneration(config).to(torch.float32).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -217,9 +109,6 @@ def _make_model(config: Qwen3VLConfig, seed: int) -> Qwen3VLForConditionalGenera
         for name, parameter in model.named_parameters():
             parameter.copy_(_draw(name, parameter.shape, generator))
         _silence_unprintable_tokens(model.lm_head.weight, config.eos_token_id)
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
-    )
     return model
 
 
@@ -267,30 +156,3 @@ def _silence_unprintable_tokens(lm_head: torch.Tensor, eos_token_id: int) -> Non
     kept = lm_head[spoken].clone()
     lm_head.zero_()
     lm_head[spoken] = kept
-
-
-def _write_processor_files(directory: Path) -> None:
-    pixels = {"size": {"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS}}
-    shared = {
-        "patch_size": PATCH_SIZE,
-        "temporal_patch_size": 2,
-        "merge_size": MERGE_SIZE,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    }
-    files = {
-        "preprocessor_config.json": dict(
-            **pixels,
-            **shared,
-            processor_class="Qwen3VLProcessor",
-            image_processor_type="Qwen2VLImageProcessorFast",
-        ),
-        "video_preprocessor_config.json": dict(
-            **pixels,
-            **shared,
-            processor_class="Qwen3VLProcessor",
-            video_processor_type="Qwen3VLVideoProcessor",
-        ),
-    }
-    for name, content in files.items():
-        (directory / name).write_text(json.dumps(content, indent=2) + "\n")

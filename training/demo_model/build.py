@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from tgvkv_sglang.demo import qwen3_vl
+from tgvkv_sglang.demo.checkpoint import EOS_TOKEN, PAD_TOKEN
 from tgvkv_sglang.demo.questions import COUNTS
 from tgvkv_sglang.demo.scenes import COLORS, COLUMNS, ROWS, SHAPES
 
@@ -78,8 +81,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
         model_max_length=4096,
@@ -87,10 +90,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    ids = tokenizer.convert_tokens_to_ids
-    vocab = math.ceil(len(tokenizer) / 64) * 64
     text = {
-        "vocab_size": vocab,
+        "vocab_size": math.ceil(len(tokenizer) / 64) * 64,
         "hidden_size": 192,
         "intermediate_size": 512,
         "num_hidden_layers": 4,
@@ -98,43 +99,17 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
         "num_key_value_heads": 2,
         "head_dim": 64,
         "max_position_embeddings": 4096,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": [12, 10, 10],
-            "mrope_interleaved": True,
-        },
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "eos_token_id": ids("<|im_end|>"),
         "bos_token_id": None,
-        "pad_token_id": ids("<|endoftext|>"),
-        "dtype": "float32",
     }
     vision = {
         "depth": 2,
         "hidden_size": 128,
         "intermediate_size": 256,
         "num_heads": 2,
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
         "num_position_embeddings": POS_SIDE**2,
-        "out_hidden_size": 192,
         "deepstack_visual_indexes": [0],
-        "in_channels": 3,
-        "hidden_act": "gelu_pytorch_tanh",
     }
-    return Qwen3VLConfig(
-        text_config=text,
-        vision_config=vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
-        tie_word_embeddings=True,
-        dtype="float32",
-    )
+    return qwen3_vl.make_config(tokenizer, text=text, vision=vision, rope_theta=1e6, tied=True)
 
 
 def word_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
@@ -205,31 +180,13 @@ def make_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForCondi
 
 
 def save_bundle(model: Qwen3VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write everything that transformers and SGLang need to load the model into ``folder`` (weights in bf16)."""
+    """Write everything that transformers and SGLang need to load the model into ``folder``.
+
+    Weights are stored in bf16; the configuration says float32, so that they are computed with in float32.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    stored = Qwen3VLForConditionalGeneration(model.config).to(torch.bfloat16)
-    stored.load_state_dict(model.state_dict())
-    stored.config.dtype = "float32"
-    stored.generation_config.do_sample = False
-    stored.generation_config.eos_token_id = tokenizer.eos_token_id
-    stored.generation_config.pad_token_id = tokenizer.pad_token_id
-    stored.generation_config.bos_token_id = None
-    stored.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    stored = copy.deepcopy(model).to(torch.bfloat16)
+    qwen3_vl.write_checkpoint(folder, tokenizer, stored, image_tokens=(64, 1024))
     config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "float32"
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    pixels = {"shortest_edge": 256 * 256, "longest_edge": 1024 * 1024}
-    common = {
-        "size": pixels,
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "merge_size": 2,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "processor_class": "Qwen3VLProcessor",
-    }
-    image = {**common, "image_processor_type": "Qwen2VLImageProcessorFast"}
-    video = {**common, "video_processor_type": "Qwen3VLVideoProcessor"}
-    (folder / "preprocessor_config.json").write_text(json.dumps(image, indent=2) + "\n")
-    (folder / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
