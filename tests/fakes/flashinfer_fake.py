@@ -1,7 +1,7 @@
 """FlashInfer 0.6.15.post1's paged and ragged wrappers in plain torch, for CPU tests of code that plans and runs them.
 
-Signatures are those of the installed FlashInfer (checked by ``tests/unit/test_fake_flashinfer.py``), values are
-computed in float64. Stricter than the real one where that corrupts memory or ignores an argument without a word:
+Signatures are those of the installed FlashInfer (:mod:`tests.fakes.binding`), values are computed in float64. Stricter
+than the real one where that corrupts memory or ignores an argument without a word:
 
 * ``run()`` raises :class:`StalePlanError` if the device indptr is not the one that the host planned with;
 * ``fast_decode_plan`` in CUDA-graph mode raises if it is given other tensors than the wrapper's own buffers;

@@ -7,6 +7,7 @@ from typing import Any, List, Optional, Tuple, Union
 
 import torch
 
+from tests.fakes.binding import Arguments
 from tests.fakes.planned_attention import (
     Module,
     Scores,
@@ -34,18 +35,18 @@ class Wrapper:
     """What the three wrappers share: workspace, compiled module, scores of the coming ``run()``, checks on q and k."""
 
     _kv_layout: str
+    _causal = False
     _cached_module: Optional[Module]
 
-    def _init(self, workspace: torch.Tensor, kv_layout: str, use_cuda_graph: bool, backend: str, **jit: Any) -> None:
-        refuse(**jit)
-        if kv_layout not in ("NHD", "HND"):
-            raise KeyError(f"Invalid kv_layout {kv_layout}")
-        self._kv_layout = kv_layout
-        self._float_workspace_buffer = workspace
-        self.device = workspace.device
+    def _init(self, a: Arguments) -> None:
+        if a.kv_layout not in ("NHD", "HND"):
+            raise KeyError(f"Invalid kv_layout {a.kv_layout}")
+        self._kv_layout = a.kv_layout
+        self._float_workspace_buffer = a.float_workspace_buffer
+        self.device = self._float_workspace_buffer.device
         self._int_workspace_buffer = torch.empty(8 * 1024 * 1024, dtype=torch.uint8, device=self.device)
-        self._use_cuda_graph = use_cuda_graph
-        self._backend = backend
+        self._use_cuda_graph = a.use_cuda_graph
+        self._backend = a.backend
         self._cached_module = None
         self._max_total_num_rows: Optional[int] = None
         self._fixed_batch_size = 0
@@ -75,33 +76,20 @@ class Wrapper:
                 f" mismatches the batch size set during initialization {self._fixed_batch_size}"
             )
 
-    def _plan_shape(self, num_qo_heads: int, num_kv_heads: int, head_dim: int, page_size: int) -> None:
-        self._num_qo_heads, self._num_kv_heads = num_qo_heads, num_kv_heads
+    def _plan_shape(self, a: Arguments, head_dim: int, page_size: int) -> None:
+        self._num_qo_heads, self._num_kv_heads = a.num_qo_heads, a.num_kv_heads
         self._head_dim, self._page_size = head_dim, page_size
 
-    def _plan_types(self, q: DType, kv: Optional[DType], out: Optional[DType]) -> None:
+    def _plan_types(self, a: Arguments, both: Optional[DType] = None) -> None:
+        q = a.q_data_type or both
         self._cached_q_data_type = _dtype(q)
-        self._cached_kv_data_type = _dtype(kv if kv is not None else q)
-        self._cached_o_data_type = _dtype(out if out is not None else q)
+        self._cached_kv_data_type = _dtype(a.kv_data_type or both or q)
+        self._cached_o_data_type = _dtype(a.o_data_type or q)
 
-    def _plan_scores(
-        self,
-        pos_encoding_mode: str,
-        window_left: int,
-        logits_soft_cap: Optional[float],
-        sm_scale: Optional[float],
-        rope_scale: Optional[float],
-        rope_theta: Optional[float],
-        causal: bool = False,
-        use_fp16_qk_reduction: bool = False,
-    ) -> None:
-        refuse(
-            pos_encoding_mode=None if pos_encoding_mode == "NONE" else pos_encoding_mode,
-            use_fp16_qk_reduction=use_fp16_qk_reduction,
-        )
-        self._causal, self._window_left = causal, window_left
-        self._logits_soft_cap, self._sm_scale = logits_soft_cap, sm_scale
-        self._rope_scale, self._rope_theta = rope_scale, rope_theta
+    def _plan_scores(self, a: Arguments) -> None:
+        refuse(pos_encoding_mode=None if a.pos_encoding_mode == "NONE" else a.pos_encoding_mode)
+        self._window_left, self._logits_soft_cap = a.window_left, a.logits_soft_cap
+        self._sm_scale, self._rope_scale, self._rope_theta = a.sm_scale, a.rope_scale, a.rope_theta
 
     def _compile(self) -> None:
         self._cached_module = Module(window=self._window_left >= 0, soft_cap=(self._logits_soft_cap or 0) > 0)
@@ -197,6 +185,16 @@ class PagedWrapper(Wrapper):
         check_int32(indptr=indptr_host, last_page_len=last_page_len)
         self._planned_kv_indptr = host(indptr_host)
         self._planned_last_page_len = host(last_page_len)
+
+    def _run_pages(self, a: Arguments) -> Any:
+        """``run()``; ``self._rows(q)`` is the indptr of the queries."""
+        scores = self._scores(a.q.shape[-1], a.q_scale, a.k_scale)
+        assert a.window_left is None or a.window_left == self._window_left
+        k_cache, v_cache = self._unpack(a.paged_kv_cache)
+        self._check_heads(a.q, k_cache, k_cache.shape[2])
+        keys = self._keys_of(k_cache, v_cache)
+        result = self._compute(a.q, self._rows(a.q), keys, scores, v_cache.shape[3], self._cached_o_data_type)
+        return self._deliver(result, a.v_scale, a.out, a.lse, a.return_lse)
 
     def _keys_of(self, k_cache: torch.Tensor, v_cache: torch.Tensor) -> Any:
         """K and V by request, read from the buffers as they are now."""

@@ -1,4 +1,4 @@
-"""The fake FlashInfer has the installed one's signatures, names and infinity. Without FlashInfer this must fail."""
+"""The fake FlashInfer takes the installed one's arguments, and has its names and infinity."""
 
 import inspect
 import re
@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.fakes import flashinfer_fake as fake
+from tests.fakes.binding import bound
 
 WRAPPERS = (
     "BatchDecodeWithPagedKVCacheWrapper",
@@ -40,23 +41,53 @@ def public(cls) -> set[str]:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_signatures_are_the_installed_ones(wrapper, method):
+    """Each method is bound to its own counterpart; decode's ``plan(..., **kwargs)`` to the keywords it hands on."""
     real, ours = (inspect.getattr_static(getattr(m, wrapper), method) for m in (flashinfer, fake))
     if method == "run_return_lse":  # a partialmethod: the same binding of run in both
         assert real.keywords == ours.keywords == {"return_lse": True}
         real, ours = real.func, ours.func
+    if real is flashinfer.BatchDecodeWithPagedKVCacheWrapper.plan:
+        real = flashinfer.BatchDecodeWithPagedKVCacheWrapper._plan_impl
     assert shape_of(ours) == shape_of(real)
-
-
-def test_decode_plan_keywords_are_the_installed_ones():
-    """The real plan() takes ``**kwargs``; the keywords are those of ``_plan_impl``."""
-    name = "BatchDecodeWithPagedKVCacheWrapper"
-    assert shape_of(getattr(fake, name)._plan_impl) == shape_of(getattr(flashinfer, name)._plan_impl)
 
 
 @pytest.mark.parametrize("function", ["fast_decode_plan", "merge_state"])
 def test_function_signatures_are_the_installed_ones(function):
     assert shape_of(getattr(fake, function)) == shape_of(getattr(flashinfer, function))
     assert flashinfer.merge_state is flashinfer.cascade.merge_state
+
+
+def real_function(self, x, *args, scale=1.0, mask=None, causal=True, fast=False):
+    """Stands for a function of FlashInfer."""
+
+
+@bound(real_function, "fast")
+def scaled(self, a):
+    return self, a.x * a.scale
+
+
+def test_arguments_arrive_by_name_with_the_real_defaults():
+    assert scaled("me", 3) == ("me", 3.0)
+    assert scaled("me", x=3, scale=2.0, fast=True) == ("me", 6.0)
+    with pytest.raises(TypeError, match="missing a required argument: 'x'"):
+        scaled("me")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'wrong'"):
+        scaled("me", 3, wrong=1)
+
+
+@pytest.mark.parametrize(
+    "args, options, named",
+    [((), {"mask": torch.ones(2)}, "mask"), ((7,), {}, "args"), ((), {"causal": False}, "causal")],
+)
+def test_an_argument_that_would_be_passed_over_is_refused(args, options, named):
+    with pytest.raises(NotImplementedError, match=f"has no {named} "):
+        scaled("me", 3, *args, **options)
+    scaled("me", 3, mask=None)
+
+
+def test_only_arguments_of_the_real_function_can_be_ignored():
+    with pytest.raises(TypeError, match="real_function takes no faster"):
+        bound(real_function, "faster")
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
