@@ -10,8 +10,20 @@ from typing import Iterable
 
 import numpy as np
 
-from .kv.nodes import vision_runs
 from .types import Span, SpanKind
+
+# SGLang replaces every multimodal token by an id of at least this value; equal ids are one item.
+VISION_PAD_BASE = 1_000_000
+
+
+def vision_runs(ids: np.ndarray) -> list[tuple[int, int]]:
+    """Maximal runs ``[start, end)`` of equal vision pad ids, ascending."""
+    vision = ids >= VISION_PAD_BASE
+    if not vision.any():
+        return []
+    where = np.flatnonzero(vision)
+    breaks = np.flatnonzero((np.diff(where) != 1) | (np.diff(ids[where]) != 0)) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(where, breaks)]
 
 
 def vision_spans(ids: np.ndarray, audio_offsets: Iterable[tuple[int, int]] = ()) -> list[Span]:

@@ -3,7 +3,7 @@
 import torch
 
 from tests.unit.radix_engine import Engine, Request
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE
+from tgvkv_sglang.spans import VISION_PAD_BASE
 
 IMAGE, OTHER = [VISION_PAD_BASE + 1] * 9, [VISION_PAD_BASE + 2] * 6
 SYSTEM, WHAT, WHERE = [1, 2, 3, 4], [11, 12, 13], [11, 22, 23]
@@ -21,14 +21,14 @@ def finished(engine: Engine, prompt: list[int], output: list[int] = ()) -> Reque
 
 
 def reclaim(engine: Engine) -> int:
-    return engine.tree.trim(0)
+    return engine.evictor.trim(0)
 
 
 def evict(engine: Engine, slots: int) -> int:
     """Evict, and check that the tree promises that much less afterwards."""
-    before = engine.tree.evictable
-    freed = engine.tree.evict(slots)
-    assert engine.tree.evictable == before - freed
+    before = engine.evictor.evictable
+    freed = engine.evictor.evict(slots)
+    assert engine.evictor.evictable == before - freed
     return freed
 
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE, shared_prefix, vision_runs
-from tgvkv_sglang.spans import vision_spans, with_text
+from tgvkv_sglang.kv.nodes import shared_prefix
+from tgvkv_sglang.spans import VISION_PAD_BASE, vision_runs, vision_spans, with_text
 from tgvkv_sglang.types import Span, SpanKind
 
 A, B = VISION_PAD_BASE, VISION_PAD_BASE + 9

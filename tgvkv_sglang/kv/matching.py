@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .nodes import Node, vision_runs
-from .views import View
+from ..spans import vision_runs
+from .nodes import Node, View
 
 
 def whole_prefix(ids: np.ndarray, length: int, atomic: bool) -> int:
