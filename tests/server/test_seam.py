@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import types
 
+import numpy as np
 import pytest
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
@@ -253,6 +254,38 @@ def test_a_decode_batch_goes_through_the_graph_that_fits_it(graph_runner):
     fits = lambda batch, stock=True: can_run_graph(lambda self, batch: stock, graph_runner, batch)  # noqa: E731
     assert fits(decode_batch(["viewed"])) and fits(decode_batch(None))
     assert not fits(decode_batch(["too many"])) and not fits(decode_batch(["viewed"]), stock=False)
+
+
+def cache_of(slots: int):
+    """The prefix cache as SGLang makes it, over a pool of one layer."""
+    from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+
+    from tgvkv_sglang.sglang_seam.allocator import CpuSlotAllocator
+    from tgvkv_sglang.sglang_seam.pool import TgvKVPool
+    from tgvkv_sglang.sglang_seam.radix_cache import TgvRadixCache
+
+    pool = TgvKVPool(slots, 1, torch.float32, 1, 2, 1, "cpu", False)
+    allocator = CpuSlotAllocator(slots, 1, torch.float32, "cpu", pool, False)
+    return TgvRadixCache(CacheInitParams(False, None, allocator, 1), TgvConfig(retention=0.5))
+
+
+@pytest.mark.parametrize("strict, finds_two_owners", [(0, False), (1, True)])
+def test_an_idle_server_counts_slots_one_by_one_only_where_memory_is_checked_strictly(strict, finds_two_owners):
+    from sglang.srt.environ import envs
+
+    cache = cache_of(20)
+    allocator, tree = cache.token_to_kv_pool_allocator, cache.tree
+    tree.insert(None, np.arange(5), allocator.alloc(5), 0, True)
+    with envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.override(strict):
+        cache.check_ownership()
+        (node,) = tree.nodes()
+        node.value[0] = node.value[1]  # the sums are right, the owners are not
+        tree.clock += 1
+        with pytest.raises(IntegrityError, match="two owners") if finds_two_owners else contextlib.nullcontext():
+            cache.check_ownership()
+        allocator.alloc(3)  # somebody keeps three
+        with pytest.raises(IntegrityError, match="free 12"):
+            cache.check_ownership()
 
 
 def test_slot_zero_is_never_freed():

@@ -16,11 +16,11 @@ import torch
 from tgvkv_sglang.attention.plan import plan_prefill
 from tgvkv_sglang.attention.state import RequestState
 from tgvkv_sglang.config import TgvConfig
+from tgvkv_sglang.kv.evictor import Evictor
 from tgvkv_sglang.kv.matching import whole_prefix
-from tgvkv_sglang.kv.nodes import Node
+from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.radix import Inserted, Match, SpanTree
 from tgvkv_sglang.kv.store import UnitStore
-from tgvkv_sglang.kv.views import View
 from tgvkv_sglang.spans import VISION_PAD_BASE, vision_spans
 
 POISON = -1
@@ -169,6 +169,7 @@ class Engine:
         self.pool = Pool(capacity, layers)
         self.prefixes = Prefixes()
         self.tree = SpanTree(self.pool.store, self.pool.free)
+        self.evictor = Evictor(self.tree)
         self.share, self.cap = reclaimable_share, cap
         self.requests: list[Request] = []
         self.count = 0
@@ -210,10 +211,10 @@ class Engine:
     def make_room(self, n: int) -> bool:
         """Evict what is missing for ``n`` slots; False if there is not so much."""
         missing = n - len(self.pool.free_slots)
-        if missing > self.tree.evictable:
+        if missing > self.evictor.evictable:
             return False
         if missing > 0:
-            self.tree.evict(missing)
+            self.evictor.evict(missing)
         return True
 
     # -- running -------------------------------------------------------------------------------------------------
@@ -281,7 +282,7 @@ class Engine:
         nodes, views = inserted.span_nodes(), []
         for span in state.grounding.spans:
             node = nodes[span.start]
-            view = View(node, state.grounding.new_text, keep(len(span)), node.value, self.pool.store.slots)
+            view = View(node, state.grounding.new_text, keep(len(span)), node.value, self.pool.store)
             views.append(self.tree.attach(view, inserted.node))
         return views
 
@@ -326,8 +327,8 @@ class Engine:
         self._trim()
 
     def _trim(self) -> None:
-        if self.share < 1.0 and self.tree.full_spans:
-            self.tree.trim(int(self.share * self.pool.capacity))
+        if self.share < 1.0:
+            self.evictor.trim(int(self.share * self.pool.capacity))
 
     def flush(self) -> None:
         assert not self.requests

@@ -21,14 +21,14 @@ def finished(engine: Engine, prompt: list[int], output: list[int] = ()) -> Reque
 
 
 def reclaim(engine: Engine) -> int:
-    return engine.tree.trim(0)
+    return engine.evictor.trim(0)
 
 
 def evict(engine: Engine, slots: int) -> int:
     """Evict, and check that the tree promises that much less afterwards."""
-    before = engine.tree.evictable
-    freed = engine.tree.evict(slots)
-    assert engine.tree.evictable == before - freed
+    before = engine.evictor.evictable
+    freed = engine.evictor.evict(slots)
+    assert engine.evictor.evictable == before - freed
     return freed
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from tests.unit.radix_engine import Engine, Prefixes, Request
+from tgvkv_sglang.kv.nodes import View
 from tgvkv_sglang.kv.radix import Match
-from tgvkv_sglang.kv.views import View
 
 
 @dataclass(eq=False)

@@ -6,11 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgvkv_sglang.attention.batch_tables import BatchUnits, FixedUnits, Holes, row_requests, stamp_of
-from tgvkv_sglang.kv.nodes import Node
-from tgvkv_sglang.kv.views import KeptUnits, View, ViewTable
+from tgvkv_sglang.kv.nodes import Node, View
+from tgvkv_sglang.kv.store import UnitStore
+from tgvkv_sglang.kv.views import KeptUnits, ViewTable
 
 STRIDE = 1000
 CPU = torch.device("cpu")
+
+
+def store_of(layers: int) -> UnitStore:
+    return UnitStore(*(torch.zeros(layers, STRIDE, 1, 1) for _ in "kv"))
 
 
 @st.composite
@@ -26,7 +31,7 @@ def batches(draw):
             kept = torch.tensor(cells).view(layers, tokens)
             slots = torch.tensor(draw(st.permutations(range(1, 60)))[:tokens])
             span = Node(np.full(tokens, 10**6), slots, start=at, atom=True)
-            parts.append(View(span, (0, 1), kept, slots, STRIDE))
+            parts.append(View(span, (0, 1), kept, slots, store_of(layers)))
             at += tokens + draw(st.integers(0, 2))
         tables.append(ViewTable(parts) if parts else None)
     return layers, tables
@@ -74,7 +79,7 @@ def test_a_fixed_table_holds_what_was_loaded_and_rows_past_the_batch_own_nothing
 def test_a_fixed_table_says_when_a_batch_is_too_large():
     kept = torch.ones(2, 3, dtype=torch.bool)
     span = Node(np.full(3, 10**6), torch.arange(3), start=0, atom=True)
-    tables = [ViewTable([View(span, (0, 1), kept, span.value, STRIDE)]), None]
+    tables = [ViewTable([View(span, (0, 1), kept, span.value, store_of(1))]), None]
     assert FixedUnits(2, 2, 6, CPU).fits(tables)
     assert not FixedUnits(2, 2, 5, CPU).fits(tables)
     assert not FixedUnits(2, 1, 6, CPU).fits(tables)
@@ -106,7 +111,7 @@ def test_rows_of_a_prefill_name_their_request():
 
 def test_a_stamp_changes_with_the_batch_and_with_packing():
     span = Node(np.full(2, 10**6), torch.arange(2), start=0, atom=True)
-    view = View(span, (0, 1), torch.ones(1, 2, dtype=torch.bool), span.value, STRIDE)
+    view = View(span, (0, 1), torch.ones(1, 2, dtype=torch.bool), span.value, store_of(1))
     table, other = ViewTable([view]), ViewTable([view])
     before = stamp_of([table, None])
     assert before == stamp_of([table, None])

@@ -7,9 +7,9 @@ import torch
 from tests.oracle.selection import TEXT, VISION, select
 from tgvkv_sglang.attention.grounding import Grounding, grounding_positions
 from tgvkv_sglang.attention.torch_cpu import KeyRows, attend, row_lse_e, visible
-from tgvkv_sglang.kv.nodes import Node
+from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.store import UnitStore
-from tgvkv_sglang.kv.views import View, ViewTable
+from tgvkv_sglang.kv.views import ViewTable
 from tgvkv_sglang.types import Span
 
 LAYERS, Q_HEADS, KV_HEADS, DIM, SCALE = 3, 4, 2, 8, 0.31
@@ -159,7 +159,7 @@ def test_attention_through_views_is_dense_attention_with_a_mask_per_layer(packed
     for span in SPANS:
         slots = prompt.row[span.start : span.end].long()
         node = Node(np.full(len(span), 10**6), slots, start=span.start, atom=True)
-        view = View(node, (17, N), kept[span], slots, prompt.store.slots)
+        view = View(node, (17, N), kept[span], slots, prompt.store)
         if packed:
             block = slots[: prompt.store.slots_for(len(view))].clone()
             units = prompt.store.dense_units(block, len(view))

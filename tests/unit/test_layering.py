@@ -94,6 +94,42 @@ def test_optional_packages_are_not_needed_to_import_anything(path):
     assert not {module.split(".")[0] for module in imports(path, top_level_only=True)} & OPTIONAL
 
 
+def module_of(path: Path) -> str:
+    base = PLUGIN.parent if path.is_relative_to(PLUGIN) else KERNELS
+    return ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle, in order; empty if there are none."""
+    done: set[str] = set()
+
+    def walk(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return path[path.index(module) :]
+        if module in done:
+            return []
+        found = next((found for other in sorted(graph[module]) if (found := walk(other, [*path, module]))), [])
+        done.add(module)
+        return found
+
+    return next((found for module in sorted(graph) if (found := walk(module, []))), [])
+
+
+def test_circles_are_found():
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"d", "b"}, "d": set()}) == ["b", "c"]
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    """Imports for type checking and inside functions count: what needs them in a circle is one thing cut in two."""
+    modules = {module_of(path): path for path in FILES}
+    graph = {module: imports(path) & modules.keys() - {module} for module, path in modules.items()}
+    for module, others in graph.items():  # a package that names its own modules is not one of them
+        graph[module] = {other for other in others if not module.startswith(f"{other}.")}
+    assert sum(map(len, graph.values())) > 100
+    assert circle(graph) == []
+
+
 def test_leaf_modules_are_known():
     assert {path.stem for path in PLUGIN.glob("*.py")} <= LEAVES
 

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 
+from tests.unit import reclaim_oracle
 from tests.unit.radix_engine import POISON, Engine, Request
 from tests.unit.radix_model import Model, ViewRecord, compare_match, snapshot
 from tgvkv_sglang.kv import integrity
+from tgvkv_sglang.kv.evictor import Evictor
 from tgvkv_sglang.spans import VISION_PAD_BASE
 
 LAYERS = 3
@@ -77,19 +79,19 @@ class SpanTreeMachine(RuleBasedStateMachine):
             model.views.append(ViewRecord(view, span, self._pid_of(node), view.grounding, kept))
             return out
 
-        tree.insert, tree.attach, tree.trim = insert, attach, self._checked_trim
+        tree.insert, tree.attach, self.engine.evictor.trim = insert, attach, self._checked_trim
 
     def _pid_of(self, node):
         return next(pid for pid, other in snapshot(self.engine)[1].items() if other is node)
 
     def _checked_trim(self, slots):
-        return self._observe(lambda: type(self.engine.tree).trim(self.engine.tree, slots), trim_to=slots)
+        return self._observe(lambda: Evictor.trim(self.engine.evictor, slots), trim_to=slots)
 
     def _evict(self, n):
-        before = self.engine.tree.evictable
-        freed = self._observe(lambda: self.engine.tree.evict(n), wanted=n)
+        before = self.engine.evictor.evictable
+        freed = self._observe(lambda: self.engine.evictor.evict(n), wanted=n)
         assert freed >= min(n, before), f"evict({n}) freed {freed}, promised {before}"
-        assert self.engine.tree.evictable == before - freed
+        assert self.engine.evictor.evictable == before - freed
         return freed
 
     def _observe(self, free, wanted=None, trim_to=None):
@@ -142,7 +144,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
 
     def _room(self, n):
         missing = n - len(self.engine.pool.free_slots)
-        if missing > self.engine.tree.evictable:
+        if missing > self.engine.evictor.evictable:
             return False
         if missing > 0:
             self._evict(missing)
@@ -249,8 +251,8 @@ class SpanTreeMachine(RuleBasedStateMachine):
         self._evict(data.draw(st.integers(1, 30)))
 
     def evict_all(self, data):
-        self._evict(self.engine.tree.evictable)
-        assert self.engine.tree.evictable == 0
+        self._evict(self.engine.evictor.evictable)
+        assert self.engine.evictor.evictable == 0
 
     def trim(self, data):
         self._checked_trim(data.draw(st.integers(0, 20)))
@@ -296,7 +298,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
         engine = self.engine
         STEPS["count"] += 1
         free = torch.tensor(engine.pool.free_slots, dtype=torch.int64)
-        integrity.check(engine.tree, free, engine.pool.capacity, sum(req.private for req in engine.requests))
+        integrity.check(engine.evictor, free, engine.pool.capacity, sum(req.private for req in engine.requests))
         assert bool((engine.pool.k[:, free] == POISON).all())
 
     @invariant()
@@ -310,10 +312,14 @@ class SpanTreeMachine(RuleBasedStateMachine):
             assert node.lock_ref == len(locked.get(pid, [])), f"locks of [{node.start}, {node.end})"
             assert node.atom or not node.users
         assert engine.tree.total == model.total()
-        assert engine.tree.evictable == model.evictable(engine.requests)
+        assert engine.evictor.evictable == model.evictable(engine.requests)
         assert all(node.value is not None or node.views for node in engine.tree.leaves), "nothing is left of this span"
         in_tree = [view for node in nodes.values() for view in node.views]
         assert len(in_tree) == len(model.views) and set(in_tree) == {r.view for r in model.views}
+
+    @invariant()
+    def evictor_equals_a_count_from_scratch(self):
+        reclaim_oracle.compare(self.engine.evictor)
 
     @invariant()
     def views_hold_their_units(self):
@@ -338,7 +344,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
             return
         for req in list(self.engine.requests):
             self.engine.drop(req)
-        self._evict(self.engine.tree.evictable)
+        self._evict(self.engine.evictor.evictable)
         assert sorted(self.engine.pool.free_slots) == list(range(1, self.engine.pool.capacity + 1))
         assert self.engine.tree.total == 0  # what is left owns nothing: reclaimed spans with views that kept nothing
 

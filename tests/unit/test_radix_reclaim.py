@@ -64,7 +64,7 @@ def test_superseded_packed_view_goes_when_its_healed_span_is_reclaimed_again(eng
     assert evict(engine, 1) == 9 - 6 + 3 == len(engine.pool.free_slots) - before
     assert span_nodes(engine)[0].span_views == {new, *sibling.state.views} and old.node.views == []
     free = torch.tensor(engine.pool.free_slots)
-    integrity.check(engine.tree, free, 100, sum(req.private for req in engine.requests))
+    integrity.check(engine.evictor, free, 100, sum(req.private for req in engine.requests))
     assert match(engine, SYSTEM + IMAGE + WHAT + [7] + WHERE + [1]).views == [new]
 
 
@@ -81,14 +81,14 @@ def test_packed_view_in_use_outlives_its_successor(engine):
 def test_packing_that_frees_nothing_is_not_done(engine):
     req = engine.serve(SYSTEM + IMAGE + WHAT, keep=keep_everything)
     (view,) = req.state.views
-    assert reclaim(engine) == 0 and engine.tree.evictable == 0
+    assert reclaim(engine) == 0 and engine.evictor.evictable == 0
     assert not view.packed and view.span.value is not None
 
 
 def test_least_recently_used_span_goes_first(engine):
     a, b = finished(engine, IMAGE + WHAT), finished(engine, OTHER + WHAT)
     engine.match(a)  # now b's image is the older one
-    assert engine.tree.evict(1) == 4
+    assert engine.evictor.evict(1) == 4
     left = {node.end - node.start: node.value is not None for node in span_nodes(engine)}
     assert left == {len(IMAGE): True, len(OTHER): False}
     assert b.prompt[: len(OTHER)] == OTHER
@@ -125,7 +125,7 @@ def test_nodes_go_in_the_order_of_their_last_use(engine, order):
 def test_reclaimed_span_goes_with_the_last_branch_below_it(engine):
     finished(engine, SYSTEM + IMAGE + WHAT)
     assert evict(engine, 7) == 6 + len(WHAT) + 3  # the full span; then the question and its packed view
-    assert span_nodes(engine) == [] and engine.tree.evictable == len(SYSTEM)
+    assert span_nodes(engine) == [] and engine.evictor.evictable == len(SYSTEM)
 
 
 def test_reclaimed_span_goes_with_the_last_branch_below_it_however_lately_it_was_used(engine):
@@ -146,10 +146,10 @@ def test_full_spans_go_before_nodes_and_nodes_oldest_first(engine):
     finished(engine, SYSTEM + IMAGE + WHAT)
     finished(engine, [41, 42])
     finished(engine, [51, 52])
-    assert engine.tree.evict(6) == 6
+    assert engine.evictor.evict(6) == 6
     for prompt, held in (([51, 52, 1], 2), (SYSTEM + IMAGE + WHAT + [1], 16), ([41, 42, 1], 2)):
         assert match(engine, prompt).length == held  # nothing but the full span is gone
-    assert engine.tree.evict(1) == 2
+    assert engine.evictor.evict(1) == 2
     assert [match(engine, [word, word + 1, 1]).length for word in (41, 51)] == [2, 0]
 
 
@@ -157,12 +157,12 @@ def test_locked_span_is_reclaimable_when_every_user_decodes_through_a_view(engin
     a = engine.serve(SYSTEM + IMAGE + WHAT)
     b = engine.request(SYSTEM + IMAGE + WHERE)
     engine.admit(b)
-    assert engine.tree.evictable == 0 and engine.tree.evict(5) == 0  # b's prefill reads the image
+    assert engine.evictor.evictable == 0 and engine.evictor.evict(5) == 0  # b's prefill reads the image
     engine.forward(b, len(b.prompt) - b.kv)
     engine.process_prefill(b, engine.first_third)
     # two views of 3 units in each of 3 layers: 3 slots each
-    assert engine.tree.evictable == len(IMAGE) - 6
-    assert engine.tree.evict(1) == 3 and engine.tree.evictable == 0
+    assert engine.evictor.evictable == len(IMAGE) - 6
+    assert engine.evictor.evict(1) == 3 and engine.evictor.evictable == 0
     for req in (a, b):
         assert req.row[4:13].tolist() == [0] * 9 and 0 not in req.row[:4].tolist() + req.row[13:16].tolist()
         units, positions = req.state.decode_table.layer(2)
@@ -175,8 +175,8 @@ def test_span_becomes_reclaimable_when_another_branch_is_dropped(engine):
     engine.finish(sibling, keep_everything)
     running = engine.serve(SYSTEM + IMAGE + WHAT)
     # 3 slots for the running view and 9 for the other do not fit in 9; without the other question (2 slots) 6 are left
-    assert engine.tree.evictable == 2 + 6
-    assert engine.tree.evict(8) == 8 and running.row[4:13].tolist() == [0] * 9
+    assert engine.evictor.evictable == 2 + 6
+    assert engine.evictor.evict(8) == 8 and running.row[4:13].tolist() == [0] * 9
 
 
 def passing_by(engine: Engine) -> tuple:
@@ -203,7 +203,7 @@ def test_view_on_a_locked_path_does_not_yield_to_an_unlocked_branch(engine):
     (deepest,) = span_nodes(engine)[0].span_views - {old, newer}
     assert evict(engine, 1) == 9 - 3 - 3
     assert old.packed and newer.packed and deepest.packed
-    assert evict(engine, 1) == 2 + 3 and engine.tree.evictable == 0  # the branch and its view
+    assert evict(engine, 1) == 2 + 3 and engine.evictor.evictable == 0  # the branch and its view
 
 
 def test_view_on_a_locked_path_yields_to_a_deeper_one_on_it(engine):
@@ -211,12 +211,12 @@ def test_view_on_a_locked_path_yields_to_a_deeper_one_on_it(engine):
     deeper = engine.serve(running.prompt + [8, 9])
     assert evict(engine, 1) == 9 - 3
     assert span_nodes(engine)[0].span_views == {old, *deeper.state.views}
-    assert engine.tree.evictable == 0
+    assert engine.evictor.evictable == 0
 
 
 def test_request_without_a_view_pins_its_span(engine):
     req = engine.serve(SYSTEM + IMAGE)  # no text after the image: nothing is selected
-    assert req.state.views == [] and engine.tree.evictable == 0 and engine.tree.evict(99) == 0
+    assert req.state.views == [] and engine.evictor.evictable == 0 and engine.evictor.evict(99) == 0
 
 
 @pytest.mark.parametrize("units", [0, 1, 2, 3, 4, 7, 26, 27])
@@ -247,7 +247,7 @@ def test_repeated_prompt_in_chunks_holds_the_view_it_replays(engine):
     (view,) = engine.admit(req, limit=len(SYSTEM + IMAGE) + 1).views
     engine.forward(req, 2)
     engine.stash_chunk(req)
-    assert engine.tree.evict(99) == 0 and view in view.span.span_views
+    assert engine.evictor.evict(99) == 0 and view in view.span.span_views
     engine.forward(req, len(req.prompt) - req.kv)
     engine.process_prefill(req, engine.first_third)
     units, positions = req.state.decode_table.layer(1)

@@ -108,7 +108,7 @@ def test_repeated_prompt_whose_later_image_is_gone_is_grounded_anew_in_all_its_i
     """What hangs at its end is the earlier image's view alone: together they are the same question, one is not."""
     prompt = IMAGE + [5] + OTHER + WHAT
     finished(engine, prompt, [7])
-    assert engine.tree.evict(1) == 6  # IMAGE alone: it is packed at the prompt's end
+    assert engine.evictor.evict(1) == 6  # IMAGE alone: it is packed at the prompt's end
     finished(engine, prompt + [7] + WHERE)  # of OTHER this is the deeper view
     reclaim(engine)
     (deep,) = [node for node in engine.tree.nodes() if node.end == len(prompt) and node.views]
@@ -174,7 +174,7 @@ def test_retracted_request_goes_on_with_its_view(engine):
 def test_prompt_of_a_retracted_request_is_grounding_though_its_answer_follows_in_the_same_chunk(engine):
     req = engine.serve(SYSTEM + IMAGE + WHAT, [7, 8])
     engine.drop(req)
-    engine.tree.evict(99)
+    engine.evictor.evict(99)
     engine.admit(req)
     engine.forward(req, len(req.prompt) + 1)
     engine.stash_chunk(req)
@@ -192,7 +192,7 @@ def test_abort_in_the_middle_of_an_image_frees_the_private_tail(engine):
     engine.stash_chunk(req)
     assert req.prot == len(SYSTEM)
     engine.drop(req)
-    assert engine.tree.total == len(SYSTEM) == engine.tree.evictable
+    assert engine.tree.total == len(SYSTEM) == engine.evictor.evictable
     assert len(engine.pool.free_slots) == 100 - len(SYSTEM)
 
 
@@ -220,13 +220,13 @@ def test_unlocking_too_often_is_an_error(engine):
 def test_integrity_check_gives_the_numbers(engine):
     finished(engine, SYSTEM + WHAT)
     free = torch.tensor(engine.pool.free_slots)
-    integrity.check(engine.tree, free, 100)
+    integrity.check(engine.evictor, free, 100)
     with pytest.raises(IntegrityError, match=r"free 92 \+ tree and views 7 \+ requests 0 != total 100"):
-        integrity.check(engine.tree, free[1:], 100)
+        integrity.check(engine.evictor, free[1:], 100)
     with pytest.raises(IntegrityError, match=r"two owners: \[1\]"):
-        integrity.check(engine.tree, torch.cat([free[1:], torch.tensor([1])]), 100)
+        integrity.check(engine.evictor, torch.cat([free[1:], torch.tensor([1])]), 100)
     with pytest.raises(IntegrityError, match="outside 1..100: from 0"):
-        integrity.check(engine.tree, torch.cat([free[1:], torch.tensor([0])]), 100)
+        integrity.check(engine.evictor, torch.cat([free[1:], torch.tensor([0])]), 100)
 
 
 def test_integrity_check_sees_a_wrong_lock_count(engine):
@@ -234,7 +234,23 @@ def test_integrity_check_sees_a_wrong_lock_count(engine):
     free = torch.tensor(engine.pool.free_slots)
     req.node.lock_ref = 0  # the question's node: 3 slots, the image's 9 and the system prompt's 4 stay locked
     with pytest.raises(IntegrityError, match="locked nodes own 13 slots, the tree accounts 16"):
-        integrity.check(engine.tree, free, 100)
+        integrity.check(engine.evictor, free, 100)
+
+
+def test_integrity_check_sees_users_that_hold_no_lock(engine):
+    engine.serve(SYSTEM + IMAGE + WHAT)
+    (span,) = span_nodes(engine)
+    span.users.add("gone")
+    with pytest.raises(IntegrityError, match=r"span \[4, 13\): 2 users hold 1 locks"):
+        integrity.check(engine.evictor, torch.tensor(engine.pool.free_slots), 100)
+
+
+def test_sums_give_the_numbers(engine):
+    finished(engine, SYSTEM + WHAT)
+    integrity.check_sums(engine.tree, 93, 100)
+    for free in (92, 94):
+        with pytest.raises(IntegrityError, match=rf"free {free} \+ tree and views 7 != total 100"):
+            integrity.check_sums(engine.tree, free, 100)
 
 
 def test_healing_half_a_span_is_an_error(engine):

@@ -11,8 +11,7 @@ from tests.unit.test_grounding import LAYERS, SPANS, Prompt
 from tgvkv_sglang.attention.state import PrefillPlan, RequestState
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import ConfigError
-from tgvkv_sglang.kv.nodes import Node
-from tgvkv_sglang.kv.views import View
+from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.scoring.select import keep_top, keep_top_on_device, layer_budgets
 
 
@@ -62,7 +61,7 @@ def test_the_early_table_is_what_the_trees_views_will_be():
     for span in SPANS:
         slots = prompt.row[span.start : span.end].long()
         node = Node(torch.zeros(len(span), dtype=torch.int64).numpy(), slots, start=span.start, atom=True)
-        views.append(View(node, (0, 23), kept[:, at : at + len(span)], slots, prompt.store.slots))
+        views.append(View(node, (0, 23), kept[:, at : at + len(span)], slots, prompt.store))
         at += len(span)
     request.decode_through(views)
     assert request.early is None and request.table(decode=True) is request.decode_table
@@ -76,7 +75,7 @@ def test_a_decode_step_before_the_result_goes_through_kept_views_too():
     prompt.store.k_flat, prompt.q = prompt.store.k_flat.float(), prompt.q.float()
     slots = torch.arange(3)
     kept_view = View(Node(slots.numpy(), slots, start=0, atom=True), (3, 5), torch.ones(LAYERS, 3, dtype=torch.bool),
-                     slots, prompt.store.slots)  # fmt: skip
+                     slots, prompt.store)  # fmt: skip
     request = selected(prompt)
     request.plan = PrefillPlan(select=tuple(SPANS), kept_views=(kept_view,))
     table = request.table(decode=True)

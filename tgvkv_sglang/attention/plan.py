@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..kv.nodes import View
 from ..kv.radix import Match
-from ..kv.views import View
 from .state import PrefillPlan, RequestState
 
 

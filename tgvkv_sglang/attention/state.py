@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Callable
 
 from ..config import TgvConfig
+from ..kv.nodes import View
 from ..kv.store import UnitStore
-from ..kv.views import KeptUnits, View, ViewTable
+from ..kv.views import KeptUnits, ViewTable
 from ..scoring.select import Kept, keep_top_on_device
 from ..types import Span
 from .grounding import Grounding, Reduce, grounding_positions

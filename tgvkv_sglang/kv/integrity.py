@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..errors import IntegrityError
+from .evictor import Evictor
 from .radix import SpanTree
 
 
@@ -18,8 +19,22 @@ def owned_slots(tree: SpanTree) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def check(tree: SpanTree, free: torch.Tensor, capacity: int, held_by_requests: int = 0) -> None:
+def check_sums(tree: SpanTree, free: int, capacity: int) -> None:
+    """Raise unless ``free`` slots and those of the tree are all there are; for when no request holds any.
+
+    Raises:
+        IntegrityError: with the numbers.
+    """
+    if free + tree.total != capacity:
+        raise IntegrityError(
+            f"KV slot accounting is broken: free {free} + tree and views {tree.total} != total {capacity}"
+        )
+
+
+def check(evictor: Evictor, free: torch.Tensor, capacity: int, held_by_requests: int = 0) -> None:
     """Raise unless ``free + tree + views + requests = total``, with no slot owned twice and slot 0 owned by nobody.
+
+    Reads every slot, from the device too: milliseconds in a large pool.
 
     Args:
         free: slots in the allocator's free list.
@@ -29,6 +44,7 @@ def check(tree: SpanTree, free: torch.Tensor, capacity: int, held_by_requests: i
     Raises:
         IntegrityError: with the numbers.
     """
+    tree = evictor.tree
     owned = owned_slots(tree)
     everything = torch.cat([owned, free.cpu()])
     problems = []
@@ -44,9 +60,12 @@ def check(tree: SpanTree, free: torch.Tensor, capacity: int, held_by_requests: i
     if len(values) and (int(values[0]) < 1 or int(values[-1]) > capacity):
         problems.append(f"slots outside 1..{capacity}: from {int(values[0])} to {int(values[-1])}")
     locked = sum(node.own_slots for node in tree.nodes() if node.lock_ref)
-    if locked != tree._locked:
-        problems.append(f"locked nodes own {locked} slots, the tree accounts {tree._locked}")
-    if not 0 <= tree.evictable <= tree.total:
-        problems.append(f"evictable {tree.evictable} of total {tree.total}, locked {locked}")
+    if locked != tree.locked:
+        problems.append(f"locked nodes own {locked} slots, the tree accounts {tree.locked}")
+    for node in tree.nodes():
+        if len(node.users) > node.lock_ref:
+            problems.append(f"span [{node.start}, {node.end}): {len(node.users)} users hold {node.lock_ref} locks")
+    if not 0 <= evictor.evictable <= tree.total:
+        problems.append(f"evictable {evictor.evictable} of total {tree.total}, locked {locked}")
     if problems:
         raise IntegrityError("KV slot accounting is broken: " + "; ".join(problems))

@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..spans import vision_runs
-from .nodes import Node
-from .views import View
+from .nodes import Node, View
 
 
 def whole_prefix(ids: np.ndarray, length: int, atomic: bool) -> int:

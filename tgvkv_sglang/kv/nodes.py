@@ -1,14 +1,15 @@
-"""Nodes of the span tree."""
+"""Nodes of the span tree and the views that hang on them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Hashable, Protocol
+from typing import Hashable, Protocol
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from .views import View
+from .store import UnitStore
+from .views import KeptUnits
+
 
 class SpanUser(Protocol):
     """A running request that decodes through views; told when a span's full slots go away."""
@@ -23,17 +24,20 @@ class Node:
         key: ``[n]`` int64 token ids. start: logical position of the first.
         value: ``[n]`` int64 slots; None for a vision span whose full slots were reclaimed.
         atom: the node is one whole vision span and never splits.
+        serial: counts the nodes of a tree as they are made, so that every rank breaks ties alike.
         lock_ref: running requests whose prefix runs through this node.
         users: those of them that attend to this vision span through a view, not through ``value``.
-        views: views whose grounding ends where this node ends.
+        views: views whose grounding ends where this node ends, the oldest first.
         span_views: (vision node) every view of this span, wherever it hangs.
+        below: of each span, how many children have views of it, on themselves or further down (see ``branches.py``).
+        locked_below: the same, of locked nodes only.
         edge: this node's key among its parent's children.
         grounding_start: where the prefill that made this text began its new text; None for generated text.
     """
 
     __slots__ = (
-        "key", "value", "parent", "children", "atom", "start", "lock_ref", "last_access", "users", "views",
-        "span_views", "grounding_start", "edge",
+        "key", "value", "parent", "children", "atom", "start", "serial", "lock_ref", "last_access", "users", "views",
+        "span_views", "below", "locked_below", "grounding_start", "edge",
     )  # fmt: skip
 
     def __init__(
@@ -44,8 +48,9 @@ class Node:
         edge: Hashable = None,
         start: int = 0,
         atom: bool = False,
+        serial: int = 0,
     ):
-        self.key, self.value, self.start, self.atom = key, value, start, atom
+        self.key, self.value, self.start, self.atom, self.serial = key, value, start, atom, serial
         self.parent, self.edge = parent, edge
         self.children: dict[Hashable, Node] = {}
         self.lock_ref = 0
@@ -53,6 +58,8 @@ class Node:
         self.users: set[SpanUser] = set()
         self.views: list[View] = []
         self.span_views: set[View] = set()
+        self.below: dict[Node, int] = {}
+        self.locked_below: dict[Node, int] = {}
         self.grounding_start: int | None = None
 
     def __len__(self) -> int:
@@ -73,6 +80,15 @@ class Node:
         """Every running request on this vision span attends through a view."""
         return self.lock_ref == len(self.users)
 
+    @property
+    def age(self) -> tuple[int, int, int]:
+        """Sort key, least recently used first; no two nodes of a tree are equal."""
+        return self.last_access, self.start, self.serial
+
+    def views_of(self, span: "Node") -> "list[View]":
+        """The views of ``span`` that hang here, the oldest first."""
+        return [view for view in self.views if view.span is span]
+
     def is_below(self, other: "Node") -> bool:
         """True if this node is a strict descendant of ``other``."""
         node = self.parent
@@ -81,6 +97,46 @@ class Node:
                 return True
             node = node.parent
         return False
+
+
+class View(KeptUnits):
+    """Kept units of one vision span for one grounding.
+
+    While ``block`` is None the units point into the span's full slots (*index view*); afterwards they lie in the
+    view's own slots (*packed view*).
+
+    Args:
+        span: tree node of the vision span.
+        grounding: logical ``[start, end)`` of the prefill's new text that scored the span.
+        kept: ``[L, len(span)]`` bool.
+        slots: ``[len(span)]`` the span's full slots.
+        store: where those slots lie.
+    """
+
+    __slots__ = ("span", "node", "grounding", "users", "block")
+
+    def __init__(
+        self, span: Node, grounding: tuple[int, int], kept: torch.Tensor, slots: torch.Tensor, store: UnitStore
+    ):
+        layer, offset = kept.nonzero(as_tuple=True)  # layer-major, positions ascend within a layer
+        ptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
+        ptr[1:] = kept.sum(1).cumsum(0)
+        positions = (offset + span.start).to(torch.int32)
+        super().__init__([(span.start, span.end)], positions, store.units_of(slots[offset], layer), ptr)
+        self.span = span
+        self.node: Node | None = None
+        self.grounding = grounding
+        self.users = 0
+        self.block: torch.Tensor | None = None
+
+    @property
+    def packed(self) -> bool:
+        return self.block is not None
+
+    def moved_to(self, block: torch.Tensor, units: torch.Tensor) -> None:
+        """Record that the units now lie in ``block``; tables built from the old ids are stale."""
+        self.block, self.units = block, units
+        self.version += 1
 
 
 def shared_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -2,23 +2,24 @@
 
 Pure data structure: it knows slots and a :class:`UnitStore`, never SGLang's requests. Rules are those of
 docs/design.md ("Rules"); the numbers in comments refer to them. A logical clock orders accesses, so that every
-tensor-parallel rank evicts the same slots in the same order.
+tensor-parallel rank evicts the same slots in the same order. What goes when memory is short, and when, is decided above
+the tree (``evictor.py``): the tree only notes which nodes changed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Callable, Hashable, Iterator
 
 import numpy as np
 import torch
 
 from ..spans import vision_runs
+from .branches import count_lock, count_views, share_counts
 from .matching import covered, grounding_floor, replays, views_on_path, whole_spans
-from .nodes import Node, shared_prefix
-from .reclaim import Reclaimer
+from .nodes import Node, View, shared_prefix
 from .store import UnitStore
-from .views import View
 
 
 @dataclass
@@ -64,6 +65,11 @@ class Inserted:
 class SpanTree:
     """See the module docstring.
 
+    Attributes:
+        total: slots owned by the tree and its views. locked: those of them on locked nodes.
+        leaves: unlocked leaves. full_spans: vision nodes held in full.
+        changed: nodes whose owner, lock, views, children or last access changed; the evictor above empties it.
+
     Args:
         store: the unit store (for packing).
         free: called with an int64 tensor of slots that nobody owns any more. Never receives slot 0.
@@ -77,31 +83,22 @@ class SpanTree:
     def reset(self) -> None:
         """Forget everything without freeing slots (the caller clears the allocator)."""
         self.clock = 0
+        self._serials = count(1)
         self.root = Node(np.empty(0, np.int64), None)
         self.root.lock_ref = 1
-        self.total = 0  # slots owned by the tree and its views
-        self._locked = 0  # those of them on locked nodes
-        self._leaves: set[Node] = set()  # unlocked leaves
-        self.full_spans: set[Node] = set()  # vision nodes held in full
-        self._reclaimer = Reclaimer(self)
+        self.total = self.locked = 0
+        self.leaves: set[Node] = set()
+        self.full_spans: set[Node] = set()
+        self.changed: set[Node] = set()
 
-    # -- sizes ---------------------------------------------------------------------------------------------------
+    # -- slots ---------------------------------------------------------------------------------------------------
 
-    @property
-    def evictable(self) -> int:
-        """Slots that :meth:`evict` can deliver right now, exactly, those on locked nodes included."""
-        return self.total - self._locked + self._reclaimer.locked_gain()
-
-    @property
-    def protected(self) -> int:
-        return self.total - self.evictable
-
-    def grow(self, node: Node, slots: int) -> None:
+    def _grow(self, node: Node, slots: int) -> None:
         """Account ``slots`` more (or fewer) slots owned by ``node``."""
         self.total += slots
         if node.lock_ref:
-            self._locked += slots
-        self._reclaimer.changed()
+            self.locked += slots
+        self.changed.add(node)
 
     def release(self, slots: torch.Tensor) -> None:
         if slots.numel():
@@ -133,23 +130,43 @@ class SpanTree:
         self.clock += 1
         for node in nodes:
             node.last_access = self.clock
+        self.changed.update(nodes)
 
     def _split(self, node: Node, at: int) -> Node:
         """Cut a text node after ``at`` tokens; return the upper part. Owners, locks and views stay what they were."""
         assert not node.atom and 0 < at < len(node)
-        upper = Node(node.key[:at], node.value[:at].clone(), node.parent, node.edge, node.start)
+        upper = Node(
+            node.key[:at], node.value[:at].clone(), node.parent, node.edge, node.start, serial=next(self._serials)
+        )
         upper.lock_ref, upper.last_access = node.lock_ref, node.last_access
         upper.grounding_start = node.grounding_start
         node.parent.children[node.edge] = upper
         node.key, node.value = node.key[at:], node.value[at:].clone()
         node.parent, node.start, node.edge = upper, node.start + at, int(node.key[0])
         upper.children[node.edge] = node
+        share_counts(upper, node)
+        self.changed.add(node)
         return upper
 
     # -- match (rule 5) ------------------------------------------------------------------------------------------
 
     def match(self, namespace: Hashable, ids: np.ndarray, limit: int, atomic: bool) -> Match:
         """Longest reusable prefix of ``ids[:limit]``.
+
+        Three rules cut the match: an image is reused whole or not at all; each image before the cut must be there in
+        full or as a view on the path; a question is grounded in all of its own words. A cut may break a rule that held
+        before, so all are asked again until none cuts. That ends, because every round but the last shortens the match.
+
+        For example, A and B are reclaimed images, and this prompt is asked again with ``limit`` 23 (each node's end in
+        brackets):
+
+            "look" [4]  A [13]  "and" [15]  B [21]  "where?" [24], with a view of A and one of B
+
+        ``deep`` is the node where the very same prompt ends. Its views serve although the match stops before it: 23
+        tokens are reused. If B's view is no longer there, B is not covered and the match is cut to 15. The request will
+        then compute B anew and select from it, so it is not the same question asked again, and ``deep`` is forgotten:
+        A's view belongs to a selection that was made over A and B together. So the next round finds A uncovered and
+        cuts to 4.
 
         May split a text node, so that the returned node ends where the match ends; contents, owners and sizes do not
         change. ``ids`` runs past ``limit`` so that a repeated prompt is recognised as one.
@@ -245,13 +262,14 @@ class SpanTree:
         return Inserted(node, torch.cat([_slots(n, self.store.device) for n in path]) if path else empty, path)
 
     def _add(self, parent: Node, key: Hashable, ids: np.ndarray, slots: torch.Tensor, atom: bool) -> Node:
-        node = Node(np.array(ids), slots.clone(), parent, key, parent.end, atom)
+        node = Node(np.array(ids), slots.clone(), parent, key, parent.end, atom, next(self._serials))
         parent.children[key] = node
-        self._leaves.discard(parent)
-        self._leaves.add(node)
+        self.leaves.discard(parent)
+        self.leaves.add(node)
+        self.changed.add(parent)
         if atom:
             self.full_spans.add(node)
-        self.grow(node, len(node))
+        self._grow(node, len(node))
         return node
 
     def _absorb(self, node: Node, slots: torch.Tensor, owned_from: int, duplicates: list[torch.Tensor]) -> None:
@@ -266,27 +284,61 @@ class SpanTree:
             raise ValueError(f"span [{node.start}, {node.end}) can only be healed whole, owned from {owned_from}")
         node.value = slots[node.start : node.end].clone()
         self.full_spans.add(node)
-        self.grow(node, len(node))
+        self._grow(node, len(node))
+
+    # -- views ---------------------------------------------------------------------------------------------------
 
     def attach(self, view: View, node: Node) -> View:
         """Hang ``view`` on the node where its grounding ends; an equal view that is there already is returned."""
         for other in node.views:
             if other.span is view.span and other.grounding == view.grounding:
                 return other
+        first = not node.views_of(view.span)
         view.node = node
         node.views.append(view)
         view.span.span_views.add(view)
-        self._reclaimer.changed()
+        if first:
+            count_views(node, view.span, 1, self.changed)
+        self.changed.add(node)
         return view
+
+    def use(self, views: list[View], user) -> None:
+        """``user`` decodes through ``views`` from now on (it holds one lock on their path)."""
+        for view in views:
+            view.users += 1
+            view.span.users.add(user)
+            self.changed.update((view.node, view.span))
+
+    def disuse(self, views: list[View], user) -> None:
+        for view in views:
+            view.users -= 1
+            view.span.users.discard(user)
+            self.changed.update((view.node, view.span))
+
+    def pack(self, view: View, block: torch.Tensor, units: torch.Tensor) -> None:
+        """From now on ``view`` owns ``block``, slots that its span gives up; ``units`` lie in them."""
+        view.moved_to(block, units)
+        self._grow(view.node, len(block))
 
     def drop_view(self, view: View) -> None:
         """Take an unused view off the tree and free the slots it owns."""
-        view.node.views.remove(view)
-        view.span.span_views.discard(view)
-        self._reclaimer.changed()
+        node, span = view.node, view.span
+        node.views.remove(view)
+        span.span_views.discard(view)
+        if not node.views_of(span):
+            count_views(node, span, -1, self.changed)
+        self.changed.add(node)
         if view.block is not None:
-            self.grow(view.node, -len(view.block))
+            self._grow(node, -len(view.block))
             self.release(view.block)
+
+    def give_up(self, span: Node) -> None:
+        """The tree no longer owns a full span's slots; those who decode through views of it are told."""
+        for user in span.users:
+            user.span_reclaimed(span.start, span.end)
+        span.value = None
+        self.full_spans.discard(span)
+        self._grow(span, -len(span))
 
     # -- locks ---------------------------------------------------------------------------------------------------
 
@@ -294,13 +346,15 @@ class SpanTree:
         """Protect the path to ``node``. Returns the change of slots on unlocked nodes (<= 0)."""
         delta = 0
         while node is not self.root:
-            if node.lock_ref == 0:
-                delta -= node.own_slots
-                self._leaves.discard(node)
             node.lock_ref += 1
+            if node.lock_ref == 1:
+                delta -= node.own_slots
+                self.leaves.discard(node)
+                count_lock(node, 1, self.changed)
+            if node.atom or node.lock_ref == 1:
+                self.changed.add(node)
             node = node.parent
-        self._locked -= delta
-        self._reclaimer.changed()
+        self.locked -= delta
         return delta
 
     def unlock(self, node: Node) -> int:
@@ -313,34 +367,15 @@ class SpanTree:
             if node.lock_ref == 0:
                 delta += node.own_slots
                 if not node.children:
-                    self._leaves.add(node)
+                    self.leaves.add(node)
+                count_lock(node, -1, self.changed)
+            if node.atom or node.lock_ref == 0:
+                self.changed.add(node)
             node = node.parent
-        self._locked -= delta
-        self._reclaimer.changed()
+        self.locked -= delta
         return delta
 
-    # -- eviction (rule 4) ---------------------------------------------------------------------------------------
-
-    def evict(self, slots: int) -> int:
-        """Free at least ``slots`` slots if :attr:`evictable` allows; returns the number freed."""
-        return self._reclaimer.evict(slots)
-
-    def trim(self, slots: int) -> int:
-        """Reclaim full spans, least recently used first, until at most ``slots`` reclaimable ones are held."""
-        return self._reclaimer.trim(slots)
-
-    def use(self, views: list[View], user) -> None:
-        """``user`` decodes through ``views`` from now on (it holds one lock on their path)."""
-        for view in views:
-            view.users += 1
-            view.span.users.add(user)
-        self._reclaimer.changed()
-
-    def disuse(self, views: list[View], user) -> None:
-        for view in views:
-            view.users -= 1
-            view.span.users.discard(user)
-        self._reclaimer.changed()
+    # -- removal (rule 4) ----------------------------------------------------------------------------------------
 
     def drop_leaf(self, node: Node) -> int:
         """Remove an unlocked leaf and free all it owns; returns the number of slots."""
@@ -348,20 +383,17 @@ class SpanTree:
         freed = node.own_slots
         for view in list(node.views):
             self.drop_view(view)
-        self.grow(node, -node.own_slots)
+        self._grow(node, -node.own_slots)
         if node.value is not None:
             self.release(node.value)
         self.full_spans.discard(node)
         parent = node.parent
         del parent.children[node.edge]
-        self._leaves.discard(node)
+        self.leaves.discard(node)
         if parent is not self.root and not parent.children and parent.lock_ref == 0:
-            self._leaves.add(parent)
+            self.leaves.add(parent)
+            self.changed.add(parent)
         return freed
-
-    @property
-    def leaves(self) -> set[Node]:
-        return self._leaves
 
     def nodes(self) -> Iterator[Node]:
         """All nodes but the root, parents before children."""

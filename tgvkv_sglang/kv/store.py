@@ -43,8 +43,8 @@ class UnitStore:
         row = self.k_flat[0].numel() * self.k_flat.element_size() + self.v_flat[0].numel() * self.v_flat.element_size()
         return row * self.layers
 
-    def units_of(self, slots: torch.Tensor, layer: int) -> torch.Tensor:
-        """Unit ids of one layer's share of ``slots`` (any int dtype, any shape)."""
+    def units_of(self, slots: torch.Tensor, layer: int | torch.Tensor) -> torch.Tensor:
+        """Unit ids of one layer's share of ``slots`` (any int dtype, any shape); a tensor gives each slot its layer."""
         return slots.to(torch.int64) + layer * self.slots
 
     def dense_units(self, slots: torch.Tensor, count: int) -> torch.Tensor:

@@ -1,13 +1,10 @@
-"""Views: what one grounding kept of one vision span, and the merged table a request attends through."""
+"""What stands for vision spans in a request's attention: kept units, and the merged table of several of them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Iterable, Sequence
+from typing import Iterable, Sequence
 
 import torch
-
-if TYPE_CHECKING:
-    from .nodes import Node
 
 
 class KeptUnits:
@@ -44,44 +41,6 @@ class KeptUnits:
         if self._counts is None:
             self._counts = self.layer_ptr.diff().tolist()
         return self._counts
-
-
-class View(KeptUnits):
-    """Kept units of one vision span for one grounding.
-
-    While ``block`` is None the units point into the span's full slots (*index view*); afterwards they lie in the
-    view's own slots (*packed view*).
-
-    Args:
-        span: tree node of the vision span.
-        grounding: logical ``[start, end)`` of the prefill's new text that scored the span.
-        kept: ``[L, len(span)]`` bool.
-        slots: ``[len(span)]`` the span's full slots.
-        stride: slots in the store (row stride of a layer in unit ids).
-    """
-
-    __slots__ = ("span", "node", "grounding", "users", "block")
-
-    def __init__(self, span: "Node", grounding: tuple[int, int], kept: torch.Tensor, slots: torch.Tensor, stride: int):
-        layer, offset = kept.nonzero(as_tuple=True)  # layer-major, positions ascend within a layer
-        ptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
-        ptr[1:] = kept.sum(1).cumsum(0)
-        positions = (offset + span.start).to(torch.int32)
-        super().__init__([(span.start, span.end)], positions, slots.to(torch.int64)[offset] + layer * stride, ptr)
-        self.span = span
-        self.node: Node | None = None
-        self.grounding = grounding
-        self.users = 0
-        self.block: torch.Tensor | None = None
-
-    @property
-    def packed(self) -> bool:
-        return self.block is not None
-
-    def moved_to(self, block: torch.Tensor, units: torch.Tensor) -> None:
-        """Record that the units now lie in ``block``; tables built from the old ids are stale."""
-        self.block, self.units = block, units
-        self.version += 1
 
 
 class ViewTable:

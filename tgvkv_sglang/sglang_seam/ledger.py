@@ -141,7 +141,7 @@ LEDGER = (
         "AFTER",
         "radix_cache:check_when_idle",
         ("self",),
-        "SGLang's own idle check counts slots; ours also checks that each has exactly one owner",
+        "SGLang's own idle check counts slots; ours, where its strict checks are on, finds each one's only owner",
         "the cache interface has an idle check",
     ),
     Hook(

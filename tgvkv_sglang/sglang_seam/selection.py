@@ -10,8 +10,8 @@ import torch
 from .. import __version__
 from ..attention.grounding import Grounding, Scores
 from ..attention.state import RequestState
+from ..kv.nodes import View
 from ..kv.radix import Inserted, SpanTree
-from ..kv.views import View
 from ..scoring.select import check_finite, keep_top, layer_budgets
 from ..spans import with_text
 from ..trace import try_write_trace
@@ -37,7 +37,7 @@ def select_views(tree: SpanTree, state: RequestState, inserted: Inserted, req: A
     nodes, views, at = inserted.span_nodes(), [], 0
     for span in grounding.spans:
         node = nodes[span.start]
-        view = View(node, grounding.new_text, kept[:, at : at + len(span)], node.value, tree.store.slots)
+        view = View(node, grounding.new_text, kept[:, at : at + len(span)], node.value, tree.store)
         views.append(tree.attach(view, inserted.node))
         at += len(span)
     return views

@@ -14,8 +14,6 @@ from tgvkv_sglang.demo.bundle import DEMO_MODEL
 
 from . import build
 
-from tgvkv_sglang.demo.bundle import DEMO_MODEL  # noqa: E402
-
 STAGE_PREFIX = {"vision": "model.visual.", "text": "model.language_model.", "joint": ""}
 
 
