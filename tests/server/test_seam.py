@@ -11,11 +11,13 @@ import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs, prepare_server_args
+from transformers import Qwen3Config
 
 from tgvkv_sglang.cli.serve import CPU_FLAGS
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import ConfigError, IntegrityError, UnsupportedServerError
 from tgvkv_sglang.sglang_seam import active, ledger
+from tgvkv_sglang.sglang_seam.refusals import refuse
 from tgvkv_sglang.sglang_seam.server_args import config_of
 
 
@@ -86,6 +88,31 @@ def test_bad_retention_is_refused(model_dir, value):
         (("--disable-radix-cache",), "--disable-radix-cache"),
         (("--decode-attention-backend", "torch_native"), "--decode-attention-backend"),
         (("--speculative-algorithm", "NGRAM"), "--speculative-algorithm"),
+        (("--enable-torch-compile",), "--enable-torch-compile"),
+        (("--cuda-graph-backend-decode", "breakable"), "--cuda-graph-backend-decode.*use full or disabled"),
+        (("--cuda-graph-backend-decode", "tc_piecewise"), "--cuda-graph-backend-decode.*use full or disabled"),
+        (("--cuda-graph-config", '{"decode": {"backend": "breakable"}}'), "--cuda-graph-backend-decode"),
+        (("--cuda-graph-backend-prefill", "full"), "--disable-prefill-cuda-graph"),
+        (("--cuda-graph-backend-prefill", "breakable"), "--disable-prefill-cuda-graph"),
+        (("--dtype", "float16", "--kv-cache-dtype", "bfloat16"), "--kv-cache-dtype bfloat16.*use auto"),
+        (("--dtype", "float32", "--kv-cache-dtype", "bf16"), "--kv-cache-dtype bf16.*use auto"),
+        (("--radix-eviction-policy", "lfu"), "--radix-eviction-policy lfu"),
+        (("--dcp-size", "2", "--tp-size", "2"), "--dcp-size 2"),
+        (("--attn-cp-size", "2", "--tp-size", "2", "--enable-prefill-cp", "--cp-strategy", "zigzag"),
+         "--attn-cp-size 2"),
+        (("--elastic-ep-backend", "mooncake"), "--elastic-ep-backend"),
+        (("--kv-canary", "log"), "--kv-canary log"),
+        (("--enable-return-routed-experts",), "--enable-return-routed-experts"),
+        (("--tokenizer-worker-num", "2"), "--tokenizer-worker-num 2"),
+        (("--smg-grpc-mode",), "--smg-grpc-mode"),
+        (("--decoupled-spec-role", "verifier"), "--decoupled-spec-role"),
+        (("--enable-dp-attention", "--tp-size", "2", "--dp-size", "2"), "--enable-dp-attention"),
+        (("--enable-session-radix-cache",), "--enable-session-radix-cache"),
+        (("--kv-events-config", "{}"), "--kv-events-config"),
+        (("--enable-pdmux",), "--enable-pdmux"),
+        (("--enable-hisparse",), "--enable-hisparse"),
+        (("--enable-flexkv",), "--enable-flexkv"),
+        (("--enable-two-batch-overlap",), "--enable-two-batch-overlap"),
     ],
 )
 def test_impossible_combinations_are_refused(model_dir, flags, word):
@@ -93,48 +120,36 @@ def test_impossible_combinations_are_refused(model_dir, flags, word):
         parse(model_dir, *flags)
 
 
-@pytest.mark.parametrize("multimodal, backend, refused", [(True, "full", True), (True, "disabled", False),
-                                                          (False, "full", False)])  # fmt: skip
-def test_prefill_graphs_are_refused_where_images_are_served(multimodal, backend, refused):
-    """A prefill replayed from a graph runs no Python, so nothing would be scored."""
-    from tgvkv_sglang.sglang_seam.refusals import refuse_prefill_graph
-
-    runner = types.SimpleNamespace(
-        model_config=types.SimpleNamespace(is_multimodal=multimodal),
-        server_args=types.SimpleNamespace(
-            cuda_graph_config=types.SimpleNamespace(prefill=types.SimpleNamespace(backend=backend))
-        ),
-    )
-    if not refused:
-        refuse_prefill_graph(runner)
-        return
-    with pytest.raises(UnsupportedServerError, match="--disable-prefill-cuda-graph"):
-        refuse_prefill_graph(runner)
+def test_supported_values_of_those_flags_are_accepted(model_dir):
+    """The refusals above go by value, not by the presence of a flag."""
+    args = parse(model_dir, "--dtype", "bfloat16", "--kv-cache-dtype", "bf16", "--cuda-graph-backend-decode", "full",
+                 "--cuda-graph-backend-prefill", "disabled", "--radix-eviction-policy", "lru")  # fmt: skip
+    assert config_of(args) is not None
+    assert (args.cuda_graph_config.decode.backend, args.cuda_graph_config.prefill.backend) == ("full", "disabled")
 
 
-@pytest.mark.parametrize(
-    "change, word",
-    [
-        ({"attention_arch": "MLA"}, "MLA"),
-        ({"is_hybrid_swa": True}, "sliding-window"),
-        ({"layer_types": ["full_attention", "linear_attention"]}, "hybrid"),
-        ({"attn_logit_softcapping": 30.0}, "soft-capped"),
-    ],
-)
-def test_models_that_cannot_work_are_refused(change, word):
-    from sglang.srt.configs.model_config import AttentionArch
+def test_a_flag_that_sglang_drops_without_cuda_is_refused_with_it(model_dir):
+    args = parse(model_dir, "--debug-cuda-graph")
+    assert not args.debug_cuda_graph
+    object.__setattr__(args, "debug_cuda_graph", True)
+    with pytest.raises(UnsupportedServerError, match="--debug-cuda-graph"):
+        refuse(args)
 
-    from tgvkv_sglang.sglang_seam.refusals import refuse_model
 
-    text = types.SimpleNamespace(layer_types=change.get("layer_types"))
-    text.attn_logit_softcapping = change.get("attn_logit_softcapping")
-    arch = AttentionArch[change.get("attention_arch", "MHA")]
-    swa = change.get("is_hybrid_swa", False)
-    config = types.SimpleNamespace(attention_arch=arch, is_hybrid_swa=swa, hf_text_config=text)
-    with pytest.raises(UnsupportedServerError, match=word):
-        refuse_model(config)
-    plain = types.SimpleNamespace(layer_types=["full_attention"], attn_logit_softcapping=None)
-    refuse_model(types.SimpleNamespace(attention_arch=AttentionArch.MHA, is_hybrid_swa=False, hf_text_config=plain))
+def text_model(directory, architecture: str):
+    Qwen3Config(architectures=[architecture]).save_pretrained(directory)
+    return directory
+
+
+def test_text_models_keep_their_prefill_graphs(tmp_path):
+    directory = text_model(tmp_path, "Qwen3ForCausalLM")
+    args = parse(directory, "--cuda-graph-backend-prefill", "full", "--skip-tokenizer-init")
+    assert args.cuda_graph_config.prefill.backend == "full"
+
+
+def test_diffusion_models_are_refused(tmp_path):
+    with pytest.raises(UnsupportedServerError, match="--dllm-algorithm LowConfidence"):
+        parse(text_model(tmp_path, "SDARForCausalLM"), "--dllm-algorithm", "LowConfidence", "--skip-tokenizer-init")
 
 
 def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):

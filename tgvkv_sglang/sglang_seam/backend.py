@@ -15,7 +15,7 @@ from ..errors import UnsupportedServerError
 from . import active
 from .batches import states_of
 from .pool import TgvKVPool
-from .refusals import refuse_model, refuse_prefill_graph
+from .refusals import refuse_loaded
 from .tensor_parallel import grounding_starter
 
 _flashinfer: bool | None = None
@@ -30,8 +30,7 @@ def use_flashinfer(yes: bool | None) -> None:
 def create_backend(model_runner: Any) -> Any:
     """Factory registered under the backend's name."""
     active.require("the attention backend")
-    refuse_model(model_runner.model_config)
-    refuse_prefill_graph(model_runner)
+    refuse_loaded(model_runner)
     if not isinstance(model_runner.token_to_kv_pool, TgvKVPool):
         raise UnsupportedServerError(
             f"tgvkv: the KV pool is {type(model_runner.token_to_kv_pool).__name__}, not ours; start the server with "

@@ -56,6 +56,14 @@ LEDGER = (
         "SGLang lets plugins declare flags",
     ),
     Hook(
+        f"{SRT}server_args.ServerArgs.get_model_config",
+        "AFTER",
+        "server_args:get_model_config",
+        ("self",),
+        "a model that cannot be served is refused by name, before anything else looks at it and before weights load",
+        "SGLang asks a backend whether it can serve a model",
+    ),
+    Hook(
         f"{SRT}utils.common.support_triton",
         "AROUND",
         "cpu:support_triton",

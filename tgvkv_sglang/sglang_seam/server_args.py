@@ -8,7 +8,7 @@ from typing import Any
 from ..config import TgvConfig
 from ..flags import BACKEND, FLAGS, add_flags, config_from
 from . import active
-from .refusals import refuse
+from .refusals import refuse, refuse_model
 
 _parsed: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("tgvkv_parsed_flags", default=None)
 
@@ -46,6 +46,15 @@ def init(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
     if asked:
         refuse(self)
         object.__setattr__(self, "_tgvkv", config)
+
+
+def get_model_config(result: Any, self: Any) -> None:
+    """The first look at the model, while ServerArgs resolves itself: a model we cannot serve goes no further.
+
+    Later checks (ours and SGLang's own, on graphs, pools and recurrent state) would name something else.
+    """
+    if BACKEND in (self.attention_backend, self.prefill_attention_backend, self.decode_attention_backend):
+        refuse_model(result)
 
 
 def config_of(server_args: Any) -> TgvConfig | None:
