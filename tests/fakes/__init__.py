@@ -14,6 +14,20 @@ def gpu_like_env(graphs: bool = False) -> dict[str, str]:
     Args:
         graphs: decode is captured and replayed (:mod:`tests.fakes.graphs`).
     """
-    paths = [HERE / "gpu_like", HERE.parents[1], os.environ.get("PYTHONPATH", "")]
-    env = {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
+    env = _with_plugins("gpu_like")
     return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env
+
+
+def spoiled_env(graphs: bool = False) -> dict[str, str]:
+    """Environment of a server process that computes bad scores for requests named ``spoiled-nan-...`` and the like.
+
+    Args:
+        graphs: on the ``gpu_like`` backend too, with decode graphs.
+    """
+    env = _with_plugins("spoiled", *["gpu_like"] * graphs)
+    return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env
+
+
+def _with_plugins(*names: str) -> dict[str, str]:
+    paths = [*(HERE / name for name in names), HERE.parents[1], os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
