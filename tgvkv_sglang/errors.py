@@ -17,5 +17,13 @@ class NotActiveError(TgvkvError, RuntimeError):
     """The plugin is only half installed in this process (a hook or a class of ours is missing)."""
 
 
+class SelectionError(TgvkvError, RuntimeError):
+    """One request's scores cannot be selected on. It costs that request its view, never the server."""
+
+
+class NeverScoredError(SelectionError):
+    """A prefill that selects ended with layers that were never scored: a bug, not bad numbers."""
+
+
 class IntegrityError(TgvkvError, RuntimeError):
     """A slot has no owner or two owners. The message carries the numbers."""

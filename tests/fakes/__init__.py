@@ -9,9 +9,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 
 
-def plugin_env(name: str) -> dict[str, str]:
-    """Environment of a server process in which SGLang finds the test plugin in the folder ``name`` beside this file."""
-    paths = [HERE / name, HERE.parents[1], os.environ.get("PYTHONPATH", "")]
+def plugin_env(*names: str) -> dict[str, str]:
+    """Environment of a server process in which SGLang finds the test plugins in the folders ``names`` here."""
+    paths = [*(HERE / name for name in names), HERE.parents[1], os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
 
 
@@ -22,6 +22,16 @@ def gpu_like_env(graphs: bool = False) -> dict[str, str]:
         graphs: decode is captured and replayed (:mod:`tests.fakes.graphs`).
     """
     env = plugin_env("gpu_like")
+    return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env
+
+
+def spoiled_env(graphs: bool = False) -> dict[str, str]:
+    """Environment of a server process that computes bad scores for requests named ``spoiled-nan-...`` and the like.
+
+    Args:
+        graphs: on the ``gpu_like`` backend too, with decode graphs.
+    """
+    env = plugin_env("spoiled", *["gpu_like"] * graphs)
     return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env
 
 

@@ -7,6 +7,7 @@ import torch
 from tests.oracle.selection import TEXT, VISION, select
 from tgvkv_sglang.attention.grounding import Grounding, grounding_positions
 from tgvkv_sglang.attention.torch_cpu import KeyRows, attend, row_lse_e, visible
+from tgvkv_sglang.errors import NeverScoredError
 from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.kv.views import ViewTable
@@ -140,7 +141,7 @@ def test_grounding_positions():
 def test_an_unfinished_grounding_says_which_layers_are_missing():
     grounding = Grounding(SPANS, grounding_positions(SPANS, 0, N, 99), (0, N), LAYERS, Q_HEADS)
     assert not grounding.complete
-    with pytest.raises(RuntimeError, match=r"\[0, 1, 2\] were never scored"):
+    with pytest.raises(NeverScoredError, match=r"\[0, 1, 2\] were never scored"):
         grounding.result()
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracle.selection import TEXT, VISION, select
-from tgvkv_sglang.scoring.select import keep_top, layer_budgets
+from tgvkv_sglang.errors import SelectionError, TgvkvError
+from tgvkv_sglang.scoring.select import keep_top, layer_budgets, usable_masses
 
 
 def brute_force(scores: list[list[float]], budget: list[int]) -> list[list[bool]]:
@@ -50,10 +51,24 @@ def test_zero_and_minus_zero_tie():
     assert keep_top(torch.tensor([[-0.0, 0.0]]), [1]).tolist() == [[True, False]]
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_scores_that_are_not_finite_are_refused(bad):
-    with pytest.raises(ValueError, match="not finite"):
-        keep_top(torch.tensor([[1.0, bad]]), [1])
+BAD = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_scores_that_are_not_finite_are_refused_by_layer(bad):
+    scores, mass = torch.ones(4, 3), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert usable_masses(scores, mass) == [1.0, 2.0, 3.0, 4.0]
+    scores[1, 2] = scores[3, 0] = bad
+    with pytest.raises(SelectionError, match=r"scores of layers \[1, 3\] .*\(of 4 layers\)") as caught:
+        usable_masses(scores, mass)
+    assert isinstance(caught.value, TgvkvError)
+
+
+@pytest.mark.parametrize("bad", [*BAD, -1e-30])
+def test_masses_that_are_no_masses_are_refused_by_layer(bad):
+    with pytest.raises(SelectionError, match=r"layers \[0\]"):
+        usable_masses(torch.ones(2, 3), torch.tensor([bad, 1.0]))
+    assert usable_masses(torch.ones(2, 3), torch.zeros(2)) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("scope", ["vision", "total"])

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.fakes.streams import Streams
 from tgvkv_sglang.kv.store import UnitStore
 
 
@@ -56,32 +57,23 @@ def test_unit_ids_beyond_int32_are_refused():
         UnitStore(huge, huge)
 
 
-def test_moves_run_on_the_forward_stream_in_order(monkeypatch):
-    """What a GPU needs: wait for the scheduler's stream, move on the other, keep the lists alive until then."""
-    k, v, _ = make(v_dim=4)
-    store = UnitStore(k, v)
-    events = []
-
-    class Stream:
-        def wait_stream(self, other):
-            events.append(("waits for", other))
-
-    class On:
-        def __init__(self, stream):
-            self.stream = stream
-
-        def __enter__(self):
-            events.append(("on", self.stream))
-
-        def __exit__(self, *error):
-            events.append(("off", self.stream))
-
-    forward = Stream()
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "scheduler")
-    monkeypatch.setattr(torch.cuda, "stream", On)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: events.append((tensor.tolist(), stream)))
-    monkeypatch.setattr(store, "_move", lambda source, target: events.append("moved"))
+def test_moves_are_in_order_with_forwards_on_their_stream(monkeypatch):
+    """After the scheduler's work so far and the step in flight, before the next step; the lists live until then."""
+    device = Streams()
+    device.install(monkeypatch)
+    store = UnitStore(*make(v_dim=4)[:2])
+    scheduler, forward = device.Stream(name="scheduler"), device.Stream(name="forward")
+    monkeypatch.setattr(store, "_move", lambda source, target: device.run("move", source.tolist(), target.tolist()))
     store.move_on(forward)
-    store.move(torch.tensor([1, 2]), torch.tensor([3, 4]))
-    assert events == [("waits for", "scheduler"), ("on", forward), "moved", ("off", forward), ([1, 2], forward),
-                      ([3, 4], forward)]  # fmt: skip
+    with device.stream(scheduler):
+        device.run("healed on the host's behalf", writes=[1])
+        with device.stream(forward):
+            device.run("step in flight", reads=[1, 2, 3])
+        device.races.clear()  # that step did not wait for the scheduler; the move does
+        source, target = torch.tensor([1, 2]), torch.tensor([3, 4])
+        store.move(source, target)
+        assert device.current_stream() is scheduler
+        with device.stream(forward):
+            device.run("next step", reads=[3, 4], writes=[1, 2])
+    assert device.races == [] and device.operations[-2].stream is forward
+    assert [(tensor.tolist(), stream) for tensor, stream in device.recorded] == [([1, 2], forward), ([3, 4], forward)]

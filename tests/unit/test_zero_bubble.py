@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.unit.test_grounding import LAYERS, SPANS, Prompt
 from tgvkv_sglang.attention.state import PrefillPlan, RequestState
 from tgvkv_sglang.config import TgvConfig
-from tgvkv_sglang.errors import ConfigError
+from tgvkv_sglang.errors import ConfigError, SelectionError
 from tgvkv_sglang.kv.nodes import Node, View
-from tgvkv_sglang.scoring.select import keep_top, keep_top_on_device, layer_budgets
+from tgvkv_sglang.scoring.select import keep_top, keep_top_on_device, layer_budgets, usable_masses
 
 
 @given(st.data())
@@ -26,6 +26,28 @@ def test_the_device_chooses_what_the_host_would(data):
     budget = layer_budgets(mass, vision_tokens=tokens, tokens=tokens, retention=retention, scope="vision")
     early = keep_top_on_device(scores, torch.tensor(mass), retention)
     assert early.mask(tokens).tolist() == keep_top(scores, budget).tolist()
+
+
+BAD = [float("nan"), float("inf"), float("-inf")]
+
+
+@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("where", ["score", "layer", "mass", "everything"])
+def test_a_choice_on_bad_numbers_has_the_right_size_and_stays_inside(bad, where):
+    """The device cannot refuse: one decode step goes through this choice before the scheduler sees the numbers."""
+    layers, tokens, retention = 5, 17, Fraction(2, 5)
+    scores, mass = torch.rand(layers, tokens), torch.rand(layers)
+    if where in ("score", "layer"):
+        scores[2, slice(None) if where == "layer" else 3] = bad
+    else:
+        mass[slice(None) if where == "everything" else 2] = bad
+        scores[:] = bad if where == "everything" else scores
+    early = keep_top_on_device(scores, mass, retention)
+    counts = early.layer_ptr.diff()
+    assert early.layer_ptr[0] == 0 and counts.sum() == len(early.columns) == retention * layers * tokens
+    assert counts.min() >= 0 and counts.max() <= tokens
+    assert early.columns.min() >= 0 and early.columns.max() < tokens
+    assert early.mask(tokens).sum(1).tolist() == counts.tolist(), "no column twice"
 
 
 def state(retention: float = 0.4) -> RequestState:
@@ -91,6 +113,20 @@ def test_a_new_prefill_forgets_the_early_choice():
     assert request.table(decode=True) is not None
     request.begin(PrefillPlan())
     assert request.early is None and request.table(decode=True) is None
+
+
+def test_after_bad_numbers_decode_leaves_the_early_choice_for_the_spans_in_full():
+    prompt = Prompt()
+    prompt.store.k_flat, prompt.q = prompt.store.k_flat.float(), prompt.q.float()
+    prompt.q[1] = float("nan")
+    request = selected(prompt)
+    early = request.table(decode=True)
+    assert early.spans == [(span.start, span.end) for span in SPANS]
+    with pytest.raises(SelectionError, match=r"layers \[1\]"):
+        scores = request.grounding.result()
+        usable_masses(scores.scores, scores.layer_mass)
+    request.decode_through([])  # what the scheduler does then
+    assert request.table(decode=True) is None and request.settled
 
 
 def test_zero_bubble_needs_totals_that_are_known_beforehand():

@@ -14,6 +14,7 @@ from tgvkv_kernels.select.api import view_units
 from tgvkv_kernels.text_weights.api import text_weights
 from tgvkv_kernels.vision_scores.api import vision_scores
 
+from ..errors import NeverScoredError
 from ..kv.store import UnitStore
 from ..kv.views import KeptUnits
 from ..scoring.select import Kept
@@ -129,9 +130,9 @@ class Grounding:
         return all(layer is not None for layer in self._done)
 
     def result(self) -> Scores:
-        """All layers' results; raises RuntimeError if a layer was never scored."""
+        """All layers' results; raises NeverScoredError if a layer has none."""
         missing = [layer for layer, done in enumerate(self._done) if done is None]
         if missing:
-            raise RuntimeError(f"layers {missing} were never scored; selection needs all of them")
+            raise NeverScoredError(f"layers {missing} were never scored; selection needs all of them")
         w, scores, mass = zip(*self._done, strict=True)
         return Scores(torch.stack(w), torch.stack(scores), torch.stack(mass))

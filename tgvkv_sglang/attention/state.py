@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable
 
+import torch
+
 from ..config import TgvConfig
 from ..kv.nodes import View
 from ..kv.store import UnitStore
@@ -44,8 +46,10 @@ class RequestState:
         plan: how the running prefill attends and selects.
         grounding: scoring of the running prefill, or None when nothing is to be selected.
         views: views that decode attends through; empty until the prefill ends.
+        settled: the prefill has ended, and ``views`` is what decode attends through.
         resume: views to go on with after a retraction.
         selections: number of selections made, for trace names.
+        selection_failed: a selection of this request could not be made; it decodes on those images in full.
         early: the choice made on the device before the scheduler saw the prefill's result, or None.
     """
 
@@ -60,25 +64,32 @@ class RequestState:
         self.selections = 0
         self.prefill_table: ViewTable | None = None
         self.decode_table: ViewTable | None = None
+        self.selection_failed = False
         self.early: Kept | None = None
         self._early_units: KeptUnits | None = None
         self._early_table: ViewTable | None = None
-        self._settled = False
+        self._text: torch.Tensor | None = None
+        self.settled = False
 
     def begin(self, plan: PrefillPlan) -> None:
         """A prefill (the first one, or one after a retraction) will follow this plan."""
         self.plan, self.grounding, self.decode_table = plan, None, None
         self.early = self._early_units = self._early_table = None
-        self._settled = False
+        self._text, self.settled = None, False
         self.prefill_table = ViewTable(plan.prefix_views) if plan.prefix_views else None
+
+    def grounding_text(self) -> torch.Tensor:
+        """``[T]`` positions of the text that grounds the planned selection; empty: this prefill selects nothing."""
+        if self._text is None:
+            plan = self.plan
+            self._text = grounding_positions(plan.select, plan.start, self.prompt_len, self.config.grounding_cap)
+        return self._text
 
     def begin_grounding(self, layers: int, heads: int, reduce: Reduce) -> Grounding | None:
         """Scoring of the planned selection, made with the prefill's first chunk; None when there is none."""
-        if self.grounding is None and self.plan.select:
-            text = grounding_positions(self.plan.select, self.plan.start, self.prompt_len, self.config.grounding_cap)
-            if len(text):
-                new_text = (self.plan.start, self.prompt_len)
-                self.grounding = Grounding(self.plan.select, text, new_text, layers, heads, reduce)
+        if self.grounding is None and len(self.grounding_text()):
+            new_text = (self.plan.start, self.prompt_len)
+            self.grounding = Grounding(self.plan.select, self.grounding_text(), new_text, layers, heads, reduce)
         return self.grounding
 
     def select_early(self, store: UnitStore) -> None:
@@ -95,7 +106,7 @@ class RequestState:
         """
         if not decode:
             return self.prefill_table
-        if self._settled:
+        if self.settled:
             return self.decode_table
         if self._early_table is None:
             parts = [*self.plan.kept_views, *([self._early_units] if self._early_units is not None else [])]
@@ -103,10 +114,10 @@ class RequestState:
         return self._early_table
 
     def decode_through(self, views: list[View]) -> None:
-        """The prefill ended: decode attends to text and these views."""
+        """The prefill ended: decode attends to these views and, in full, to all that they do not stand for."""
         self.views = self.resume = views
         self.decode_table = ViewTable(views) if views else None
-        self._settled = True
+        self.settled = True
         self.grounding = self.early = self._early_units = self._early_table = None
 
     def stop(self) -> list[View]:

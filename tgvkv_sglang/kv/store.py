@@ -57,7 +57,7 @@ class UnitStore:
         return -(-units // self.layers)
 
     def move_on(self, stream: "torch.cuda.Stream") -> None:
-        """Move on this stream from now on: the one that forwards run on.
+        """Move on this stream from now on: the one that forwards run on, where that is not the caller's current one.
 
         A decode step may be in flight when the scheduler reclaims a span; it must have read the span before the span
         is written over, and the next step must come after.
@@ -74,6 +74,8 @@ class UnitStore:
             self._move(source, target)
         for tensor in (source, target):
             tensor.record_stream(self._stream)
+        # The current stream need not wait for the copy: only forwards read or write KV, and they follow on the same
+        # stream. If it did wait, whoever next reads a value back on it would wait for the decode step in flight.
 
     def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         if self.k_flat.shape == self.v_flat.shape:

@@ -37,7 +37,7 @@ def after_init_new(result: Any, cls: type, batch: Any, model_runner: Any, **kwar
 
 
 def is_disable_overlap_for_batch(original: Any, self: Any, batch: Any, last_batch: Any) -> bool:
-    """Process a finished prefill with vision before the decode step that would race its selection.
+    """Process a finished prefill before the decode step that would race its selection; all else overlaps as in SGLang.
 
     With ``--tgvkv-zero-bubble`` that step goes through the selection made on the device, and nothing is held back.
     The queued batch's own copy tells its mode: ``last_batch`` may have been turned into the decode batch already.
@@ -49,5 +49,14 @@ def is_disable_overlap_for_batch(original: Any, self: Any, batch: Any, last_batc
         return False
     if batch is None or not batch.forward_mode.is_decode():
         return False
-    pending = self.result_queue[0][0]
-    return pending.forward_mode.is_extend() and any(state_of(req) is not None for req in pending.reqs)
+    queued = self.result_queue[0][0]
+    return queued.forward_mode.is_extend() and any(_selects(req) and req in batch.reqs for req in queued.reqs)
+
+
+def _selects(req: Any) -> bool:
+    """Whether a request of a queued prefill has scores to select from.
+
+    If it also decodes next, that prefill was its last chunk: SGLang keeps a request out of decode until then.
+    """
+    state = state_of(req)
+    return state is not None and state.grounding is not None

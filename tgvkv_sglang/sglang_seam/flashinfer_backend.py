@@ -23,6 +23,7 @@ from ..attention.flashinfer import Step, dense_indices, merge_views
 from ..attention.rows import Row, plan_prefill_rows, stash_and_score
 from ..attention.upload import upload
 from ..errors import UnsupportedServerError
+from ..kv.store import UnitStore
 from .batches import current_states, states_of
 from .server_args import config_of
 from .tensor_parallel import grounding_starter, rank_query_heads
@@ -42,6 +43,16 @@ def decode_tables(states: list) -> Tables | None:
     return tables if any(table is not None for table in tables) else None
 
 
+def order_moves(store: UnitStore, model_runner: Any) -> None:
+    """Let the store move KV on the stream that SGLang's forwards run on.
+
+    Under overlap scheduling that is ``forward_stream``, beside the scheduler's own. With ``--disable-overlap-schedule``
+    forwards run on the scheduler's current stream, as moves do by themselves: on another one nothing would order them.
+    """
+    if model_runner.device == "cuda" and not model_runner.server_args.disable_overlap_schedule:
+        store.move_on(model_runner.forward_stream)
+
+
 class TgvFlashInferBackend(FlashInferAttnBackend):
     """See the module docstring."""
 
@@ -53,8 +64,8 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
                 f"tgvkv: K rows {tuple(self._store.k_flat.shape[1:])} and V rows {tuple(self._store.v_flat.shape[1:])} "
                 "differ; on CUDA they must not: serve this model without --attention-backend tgvkv."
             )
+        order_moves(self._store, model_runner)
         if self._store.device.type == "cuda":
-            self._store.move_on(model_runner.forward_stream)
             keys = self._store.k_flat
             shape = ModelShape(rank_query_heads(model_runner), *keys.shape[1:], keys.dtype, self._store.layers)
             warm_up(shape, keys.device)

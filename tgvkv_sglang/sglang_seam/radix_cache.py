@@ -179,7 +179,9 @@ class TgvRadixCache(BasePrefixCache):
         if state is None:
             return self._insert(req, ids, length), []
         inserted = self._insert(req, ids, min(length, state.prompt_len))
-        views = [*state.plan.kept_views, *select_views(self.tree, state, inserted, req)]
+        gone_before_last_chunk = length < state.prompt_len  # the one reason for scores to be missing
+        chosen = [] if gone_before_last_chunk else select_views(self.tree, state, inserted, req)
+        views = [*state.plan.kept_views, *chosen]
         if length > state.prompt_len:
             inserted = self._insert(req, ids, length)
         return inserted, views
@@ -222,7 +224,7 @@ class TgvRadixCache(BasePrefixCache):
         state = facts.state
         if is_insert and not self.disable_finished_insert:
             ids = facts.tree_ids((req.origin_input_ids + req.output_ids)[:kv_len_to_handle])
-            if state is not None and state.decode_table is None:  # finished with its first token, or without views
+            if state is not None and not state.settled:  # finished with its first token
                 _, views = self._insert_prompt(req, ids, len(ids))
                 state.decode_through(views)
                 state.views = []  # a decode step may be under way and needs its table, but holds nothing in use
