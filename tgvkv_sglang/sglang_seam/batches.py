@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..attention.state import RequestState
+from ..request.state import RequestState
 from .requests import state_of
 from .server_args import config_of
 

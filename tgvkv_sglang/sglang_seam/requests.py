@@ -7,10 +7,10 @@ from typing import Any, Iterator, Mapping
 
 import numpy as np
 
-from ..attention.state import RequestState
 from ..config import RequestOptions, TgvConfig
 from ..errors import ConfigError
 from ..namespace import Namespace, SaltedKey, client_key
+from ..request.state import RequestState
 from ..spans import PictureRun, vision_spans, with_symbols
 from .pictures import picture_runs
 from .server_args import config_of

@@ -1,10 +1,30 @@
-"""Layer budgets (TVB, DESIGN section 4) in exact arithmetic, so that totals never depend on rounding."""
+"""Layer budgets (TVB) in exact arithmetic, so that totals never depend on rounding.
+
+They exist twice: here on the host, exact, as traces and the oracle have them; and in the ``select`` kernel in float64 for
+the choice that a decode step cannot wait for the host to make (``--tgvkv-zero-bubble``).
+"""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Sequence
+from typing import Protocol, Sequence
+
+
+class BudgetRule(Protocol):
+    """How many vision tokens each layer keeps."""
+
+    def total(self, layers: int, vision_tokens: int, retention: Fraction) -> int | None:
+        """Units kept in all, if that is known before any score is; else None."""
+
+    def per_layer(self, masses: Sequence[float], vision_tokens: int, tokens: int, retention: Fraction) -> list[int]:
+        """Vision tokens to keep in each layer, 0..vision_tokens.
+
+        Args:
+            masses: L finite numbers >= 0, what each layer weighs.
+            vision_tokens: vision tokens to choose from. tokens: those and the prompt's text.
+            retention: in (0, 1], exact.
+        """
 
 
 def vision_total(layers: int, vision_tokens: int, retention: Fraction) -> int:
@@ -83,3 +103,23 @@ def total_budget(masses: Sequence[float], vision_tokens: int, tokens: int, reten
     layers = len(masses)
     keep = [round(layers * tokens * retention * share) for share in shares(masses)]
     return [min(max(k - text, 0), vision_tokens) for k in keep]
+
+
+class VisionBudget:
+    """``--tgvkv-scope vision``: a share of the vision tokens, in all exactly :func:`vision_total`."""
+
+    def total(self, layers: int, vision_tokens: int, retention: Fraction) -> int:
+        return vision_total(layers, vision_tokens, retention)
+
+    def per_layer(self, masses: Sequence[float], vision_tokens: int, tokens: int, retention: Fraction) -> list[int]:
+        return vision_budget(masses, vision_tokens, retention)
+
+
+class TotalBudget:
+    """``--tgvkv-scope total``, the paper's: a share of all tokens, text first."""
+
+    def total(self, layers: int, vision_tokens: int, retention: Fraction) -> None:
+        return None
+
+    def per_layer(self, masses: Sequence[float], vision_tokens: int, tokens: int, retention: Fraction) -> list[int]:
+        return total_budget(masses, vision_tokens, tokens, retention)

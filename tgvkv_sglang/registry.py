@@ -1,0 +1,65 @@
+"""Policies and budget rules by name: those that come with the package, and those of other packages.
+
+Another package registers a policy under its name in the entry-point group ``tgvkv.policies``; the object it names is
+called without arguments and returns a :class:`tgvkv_sglang.selection.policy.Policy`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from .errors import ConfigError
+
+GROUP = "tgvkv.policies"
+POLICIES = {"tgv": "tgvkv_sglang.selection.tgv:Tgv"}
+BUDGET_RULES = {
+    "vision": "tgvkv_sglang.selection.budget:VisionBudget",
+    "total": "tgvkv_sglang.selection.budget:TotalBudget",
+}
+
+
+def _others() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+@lru_cache(maxsize=1)
+def policy_names() -> tuple[str, ...]:
+    """What ``--tgvkv-policy`` takes in this environment, our own first. A name of ours cannot be taken over."""
+    return (*POLICIES, *sorted(_others().keys() - POLICIES.keys()))
+
+
+@lru_cache(maxsize=None)
+def load_policy(name: str) -> Any:
+    """The policy of that name, made once a process.
+
+    Raises:
+        ConfigError: there is none, or the package that offers it cannot give it.
+    """
+    if name in POLICIES:
+        return _load(POLICIES[name])()
+    point = _others().get(name)
+    if point is None:
+        raise ConfigError(f"--tgvkv-policy must be one of {', '.join(policy_names())}, got {name!r}")
+    try:
+        policy = point.load()()
+    except Exception as error:
+        raise ConfigError(f"--tgvkv-policy {name}: {point.value} cannot be loaded ({error!r}); mend it or leave it out"
+                          ) from error  # fmt: skip
+    missing = [method for method in ("query_positions", "score_layer") if not callable(getattr(policy, method, None))]
+    if missing:
+        raise ConfigError(f"--tgvkv-policy {name}: {point.value} has no method {missing[0]}; see docs/policies.md")
+    return policy
+
+
+@lru_cache(maxsize=None)
+def load_budget_rule(scope: str) -> Any:
+    """The :class:`~tgvkv_sglang.selection.budget.BudgetRule` of ``--tgvkv-scope``."""
+    return _load(BUDGET_RULES[scope])()
+
+
+def _load(where: str) -> Any:
+    module, name = where.split(":")
+    return getattr(import_module(module), name)
