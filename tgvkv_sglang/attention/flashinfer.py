@@ -60,7 +60,6 @@ def merge_views(
     layer: int,
     store: UnitStore,
     scale: float,
-    logit_cap: float,
 ) -> torch.Tensor:
     """Add the views' part to the dense part, in place.
 
@@ -80,9 +79,8 @@ def merge_views(
             step.units.indptr[layer, : len(step.holes.hidden) + 1],
             step.row_requests,
             scale,
-            logit_cap,
-            out,
-            lse_e,
+            dense_out=out,
+            dense_lse_e=lse_e,
             out=out,
             out_lse_e=lse_e,
         )
