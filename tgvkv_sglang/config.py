@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Mapping
 
@@ -89,9 +89,6 @@ class TgvConfig:
         """Largest share of the pool that reclaimable full spans may hold: eager is a budget of nothing."""
         return 0.0 if self.reclaim == "eager" else self.full_budget
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class RequestOptions:
@@ -126,7 +123,7 @@ class RequestOptions:
 
 
 def namespaced(extra_key: str | None, config: TgvConfig, server: TgvConfig) -> str | None:
-    """The radix namespace of a request: another retention than the server's never shares KV (DESIGN rule 9)."""
+    """The radix namespace of a request: another retention than the server's shares no KV (docs/design.md, rule 9)."""
     if config.retention == server.retention:
         return extra_key
     return f"{extra_key or ''}{NAMESPACE_MARK}{config.retention!r}"

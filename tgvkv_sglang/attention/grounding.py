@@ -1,7 +1,7 @@
 """One prefill's scoring: text queries are stashed chunk by chunk, scores come out with the last chunk.
 
 No attention matrix over the prompt is kept: with q, K and the row's log-sum-exp, ``A = exp(q.k*scale - lse)`` is
-recomputed for the text rows (DESIGN section 4). The stash is bounded by ``grounding_cap`` rows a layer.
+recomputed for the text rows (docs/design.md "Selection"). The stash is bounded by ``grounding_cap`` rows a layer.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from tgvkv_kernels.select.api import view_units
 from tgvkv_kernels.text_weights.api import text_weights
 from tgvkv_kernels.vision_scores.api import vision_scores
 
+from ..errors import UnscoredLayerError
 from ..kv.store import UnitStore
 from ..kv.views import KeptUnits
 from ..scoring.select import Kept
@@ -129,9 +130,9 @@ class Grounding:
         return all(layer is not None for layer in self._done)
 
     def result(self) -> Scores:
-        """All layers' results; raises RuntimeError if a layer was never scored."""
+        """All layers' results; raises UnscoredLayerError if a layer was never scored."""
         missing = [layer for layer, done in enumerate(self._done) if done is None]
         if missing:
-            raise RuntimeError(f"layers {missing} were never scored; selection needs all of them")
+            raise UnscoredLayerError(f"layers {missing} were never scored; selection needs all of them")
         w, scores, mass = zip(*self._done, strict=True)
         return Scores(torch.stack(w), torch.stack(scores), torch.stack(mass))

@@ -8,6 +8,7 @@ from typing import Sequence
 import torch
 from tgvkv_kernels.select.api import select
 
+from ..errors import ScoreError
 from .budget import total_budget, vision_budget, vision_total
 
 
@@ -42,7 +43,10 @@ class Kept:
 def check_finite(scores: torch.Tensor) -> None:
     """Raise ValueError for a NaN or an infinity: a wrong kernel must not look like a choice. Synchronises on CUDA."""
     if not bool(torch.isfinite(scores).all()):
-        raise ValueError("selection scores are not finite; refusing to evict on them")
+        raise ScoreError(
+            f"{int((~torch.isfinite(scores)).sum())} of {scores.numel()} selection scores are not finite; nothing is "
+            "evicted on them: send the request with tgvkv_retention 1.0, and report the model and its dtype"
+        )
 
 
 def keep_top(scores: torch.Tensor, budget: Sequence[int]) -> torch.Tensor:
@@ -56,7 +60,7 @@ def keep_top(scores: torch.Tensor, budget: Sequence[int]) -> torch.Tensor:
         ``[L, V]`` bool.
 
     Raises:
-        ValueError: scores hold a NaN or an infinity.
+        ScoreError: scores hold a NaN or an infinity.
     """
     check_finite(scores)
     return Kept(*select(scores.float(), budget=budget)).mask(scores.shape[1])
