@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Mapping
 
@@ -87,9 +87,6 @@ class TgvConfig:
     def reclaimable_share(self) -> float:
         """Largest share of the pool that reclaimable full spans may hold: eager is a budget of nothing."""
         return 0.0 if self.reclaim == "eager" else self.full_budget
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 
 class TgvkvError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error this package raises on purpose, the demo's picture and question makers aside.
+
+    Each one also derives from the built-in exception that fits it.
+    """
 
 
 class ConfigError(TgvkvError, ValueError):
@@ -14,7 +17,45 @@ class UnsupportedServerError(TgvkvError, ValueError):
 
 
 class NotActiveError(TgvkvError, RuntimeError):
-    """The plugin is only half installed in this process (a hook or a class of ours is missing)."""
+    """The plugin is only half installed in this process (a hook, a class or a name that we lean on is missing)."""
+
+
+class LedgerError(TgvkvError, ImportError):
+    """Something that the ledger names is not in the installed SGLang."""
+
+
+class NotSelfAttentionError(TgvkvError, NotImplementedError):
+    """A layer of the model is no decoder self-attention.
+
+    Args:
+        layer: the layer's number in the model.
+    """
+
+    def __init__(self, layer: int):
+        super().__init__(
+            f"layer {layer} is cross-attention or an encoder's, tgvkv serves decoder self-attention only: serve this "
+            "model without --attention-backend tgvkv"
+        )
+
+
+class KVLayoutError(TgvkvError, ValueError):
+    """K and V do not lie in memory as units need them."""
+
+
+class WrongBatchError(TgvkvError, RuntimeError):
+    """A backend was given another batch than the one whose requests were noted."""
+
+
+class SpanError(TgvkvError, ValueError):
+    """A span has bounds that cannot be."""
+
+
+class ScoreError(TgvkvError, ValueError):
+    """Scores or attention masses are not finite (or negative masses); nothing is evicted on them."""
+
+
+class UnscoredLayerError(TgvkvError, RuntimeError):
+    """A selection was asked for before all layers were scored."""
 
 
 class SelectionError(TgvkvError, RuntimeError):
@@ -26,4 +67,4 @@ class NeverScoredError(SelectionError):
 
 
 class IntegrityError(TgvkvError, RuntimeError):
-    """A slot has no owner or two owners. The message carries the numbers."""
+    """A slot has no owner or two owners, or a lock is let go twice. The message carries the numbers."""

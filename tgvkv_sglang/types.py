@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from .errors import SpanError
+
 
 class SpanKind(IntEnum):
     """What a span holds. The values are those written to a trace's ``spans[:, 0]``."""
@@ -23,7 +25,7 @@ class Span:
 
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end:
-            raise ValueError(f"a span needs 0 <= start < end, got [{self.start}, {self.end})")
+            raise SpanError(f"a span needs 0 <= start < end, got [{self.start}, {self.end})")
 
     def __len__(self) -> int:
         return self.end - self.start

@@ -16,7 +16,7 @@ from transformers import Qwen3Config
 from tgvkv_sglang.cli.serve import CPU_FLAGS
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import ConfigError, IntegrityError, UnsupportedServerError
-from tgvkv_sglang.sglang_seam import active, ledger
+from tgvkv_sglang.sglang_seam import active
 from tgvkv_sglang.sglang_seam.refusals import refuse
 from tgvkv_sglang.sglang_seam.server_args import config_of
 
@@ -29,18 +29,6 @@ def plugins():
 
 def parse(model_dir, *flags: str) -> ServerArgs:
     return prepare_server_args(["--model-path", str(model_dir), *CPU_FLAGS, "--attention-backend", "tgvkv", *flags])
-
-
-def test_every_row_of_the_ledger_holds():
-    assert ledger.check_ledger() == []
-
-
-def test_a_moved_target_is_reported():
-    gone = ledger.Hook("sglang.srt.server_args.ServerArgs.no_such", "AFTER", "cpu:support_triton", (), "", "")
-    other = ledger.Hook("sglang.srt.utils.common.support_triton", "AROUND", "cpu:support_triton", ("name",), "", "")
-    lost = ledger.Hook("sglang.srt.utils.common.support_triton", "AROUND", "cpu:no_such", ("backend",), "", "")
-    for hook, word in ((gone, "no_such"), (other, "takes"), (lost, "handler")):
-        assert len(ledger.problems(hook)) == 1 and word in ledger.problems(hook)[0]
 
 
 def test_flags_reach_the_configuration(model_dir):

@@ -36,7 +36,7 @@ def test_config_is_frozen_and_exact():
         config.retention = 0.2
     assert config.exact_retention == Fraction(1, 10)
     assert TgvConfig(retention=1e-7).exact_retention == Fraction(1, 10**7)
-    assert TgvConfig(**config.as_dict()) == config
+    assert TgvConfig(**dataclasses.asdict(config)) == config
 
 
 def test_eager_is_a_budget_of_nothing():

@@ -30,7 +30,7 @@ def test_command_line_and_keywords_agree():
               "--tgvkv-full-budget", "0.5", "--tgvkv-grounding-cap", "64", "--tgvkv-trace-dir", "traces")
     )  # fmt: skip
     assert config == TgvConfig(0.05, "total", "eager", "tgv", 0.5, 64, "traces")
-    assert config == config_from({f"tgvkv_{name}": value for name, value in config.as_dict().items()})
+    assert config == config_from({f"tgvkv_{name}": value for name, value in dataclasses.asdict(config).items()})
 
 
 @pytest.mark.parametrize("arguments", [("--tgvkv-retention", "x"), ("--tgvkv-scope", "all")])

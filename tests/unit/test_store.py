@@ -23,7 +23,6 @@ def test_units_address_layers_of_slots_without_a_copy():
         assert torch.equal(store.k_flat[units], k[layer, [5, 2]]) and torch.equal(store.v_flat[units], v[layer, [5, 2]])
     k[1, 5] = 99
     assert bool((store.k_flat[store.units_of(torch.tensor([5]), 1)] == 99).all())
-    assert store.slot_bytes == 4 * 3 * 2 * (4 + 6)
 
 
 def test_dense_units_fill_slot_by_slot():

@@ -69,14 +69,18 @@ def entry_point_rows() -> list[Row]:
 
 def ledger_rows() -> list[Row]:
     from ..sglang_seam import active, plugin
-    from ..sglang_seam.ledger import LEDGER, problems
+    from ..sglang_seam.ledger.check import check_ledger
 
     rows = []
-    for hook in LEDGER:
-        short = hook.target.removeprefix("sglang.srt.")
-        found = problems(hook)
-        remedy = "install the pinned SGLang; if it is, please report this line"
-        rows.append(row("bad", short, "; ".join(found), remedy) if found else row("ok", short, hook.kind))
+    remedy = "install the pinned SGLang; if it is, please report this line"
+    for entry, found in check_ledger():
+        short = entry.target.removeprefix("sglang.srt.")
+        if not found:
+            rows.append(row("ok", short, entry.kind))
+        elif entry.target.startswith("flashinfer.") and not cuda_usable():
+            rows.append(row("note", short, "; ".join(found), "not needed on the CPU"))
+        else:
+            rows.append(row("bad", short, "; ".join(found), remedy))
     try:
         plugin.activate()
         active.require("tgvkv")

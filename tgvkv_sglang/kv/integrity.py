@@ -1,4 +1,4 @@
-"""The ownership invariant: every slot has exactly one owner (DESIGN section 3)."""
+"""The ownership invariant: every slot has exactly one owner (docs/design.md "Rules")."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import Callable, Hashable, Iterator
 import numpy as np
 import torch
 
+from ..errors import IntegrityError, SpanError
 from ..spans import vision_runs
 from .branches import count_lock, count_views, share_counts
 from .matching import covered, grounding_floor, replays, views_on_path, whole_spans
@@ -30,7 +31,6 @@ class Match:
         length: reusable tokens. slots: ``[length]`` int64, 0 where a vision span was reclaimed.
         node: what to lock. It ends at ``length``, or later when a view of the very same question hangs there.
         path: nodes with tokens before ``length``, from the first.
-        full: vision spans before ``length`` that are held in full.
         views: for each reclaimed span before ``length``, the view to attend through.
         replay: views of exactly this prompt over spans that are in full: the same question asked again.
     """
@@ -39,7 +39,6 @@ class Match:
     slots: torch.Tensor
     node: Node
     path: list[Node] = field(default_factory=list)
-    full: list[Node] = field(default_factory=list)
     views: list[View] = field(default_factory=list)
     replay: list[View] = field(default_factory=list)
 
@@ -211,7 +210,7 @@ class SpanTree:
         self._touch([node for node, _ in taken] + [handle] * (handle is deep))
         empty = torch.empty(0, dtype=torch.int64, device=self.store.device)
         path = [node for node, _ in taken[:-1]] + ([handle if handle is not deep else taken[-1][0]] if taken else [])
-        return Match(length, torch.cat(slots) if slots else empty, handle, path, full, views, replay)
+        return Match(length, torch.cat(slots) if slots else empty, handle, path, views, replay)
 
     # -- insert (rule 6) -----------------------------------------------------------------------------------------
 
@@ -281,7 +280,7 @@ class SpanTree:
             duplicates.append(slots[start : node.end])
             return
         if start != node.start:
-            raise ValueError(f"span [{node.start}, {node.end}) can only be healed whole, owned from {owned_from}")
+            raise SpanError(f"span [{node.start}, {node.end}) can only be healed whole, owned from {owned_from}")
         node.value = slots[node.start : node.end].clone()
         self.full_spans.add(node)
         self._grow(node, len(node))
@@ -362,7 +361,7 @@ class SpanTree:
         delta = 0
         while node is not self.root:
             if node.lock_ref <= 0:
-                raise RuntimeError(f"node [{node.start}, {node.end}) is unlocked more often than locked")
+                raise IntegrityError(f"node [{node.start}, {node.end}) is unlocked more often than locked")
             node.lock_ref -= 1
             if node.lock_ref == 0:
                 delta += node.own_slots

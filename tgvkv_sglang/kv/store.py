@@ -1,4 +1,4 @@
-"""The unit store: one tensor for K and one for V, addressed by flat unit ids (DESIGN section 2).
+"""The unit store: one tensor for K and one for V, addressed by flat unit ids (docs/design.md "Terms").
 
 Layer ``l`` of slot ``s`` is row ``l * slots + s`` of the flat view. A packed view may keep a layer's unit in any
 row, which is why everything past selection speaks of units and never of (layer, slot) pairs.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 from tgvkv_kernels.pack_units.api import pack_units
+
+from ..errors import KVLayoutError
 
 INT32_LIMIT = 2**31
 
@@ -20,15 +22,18 @@ class UnitStore:
         v: ``[L, slots, kv_heads, v_head_dim]`` contiguous.
 
     Raises:
-        ValueError: a tensor is not one contiguous block, or the unit ids would not fit 32 bits (kernels read int32).
+        KVLayoutError: a tensor is not one contiguous block, or the unit ids would not fit 32 bits (kernels read int32).
     """
 
     def __init__(self, k: torch.Tensor, v: torch.Tensor):
         if not (k.is_contiguous() and v.is_contiguous()) or k.shape[:2] != v.shape[:2]:
-            raise ValueError(f"K {tuple(k.shape)} and V {tuple(v.shape)} must be contiguous [L, slots, heads, dim]")
+            raise KVLayoutError(f"K {tuple(k.shape)} and V {tuple(v.shape)} must be contiguous [L, slots, heads, dim]")
         self.layers, self.slots = int(k.shape[0]), int(k.shape[1])
         if self.layers * self.slots >= INT32_LIMIT:
-            raise ValueError(f"{self.layers} layers x {self.slots} slots exceed the 2^31 unit ids that kernels address")
+            raise KVLayoutError(
+                f"{self.layers} layers x {self.slots} slots exceed the 2^31 unit ids that kernels address: lower "
+                "--max-total-tokens"
+            )
         self.k_flat = k.flatten(0, 1)
         self.v_flat = v.flatten(0, 1)
         self._stream: torch.cuda.Stream | None = None
@@ -36,12 +41,6 @@ class UnitStore:
     @property
     def device(self) -> torch.device:
         return self.k_flat.device
-
-    @property
-    def slot_bytes(self) -> int:
-        """Bytes of one slot: K and V of one token in all layers."""
-        row = self.k_flat[0].numel() * self.k_flat.element_size() + self.v_flat[0].numel() * self.v_flat.element_size()
-        return row * self.layers
 
     def units_of(self, slots: torch.Tensor, layer: int | torch.Tensor) -> torch.Tensor:
         """Unit ids of one layer's share of ``slots`` (any int dtype, any shape); a tensor gives each slot its layer."""

@@ -61,11 +61,6 @@ class ViewTable:
         """Changes when a view was packed: what was derived from its unit ids is stale."""
         return tuple(part.version for part in self.parts)
 
-    @property
-    def hidden(self) -> int:
-        """Logical positions that the views stand for."""
-        return sum(end - start for start, end in self.spans)
-
     def _refresh(self) -> None:
         stamp = self.stamp
         if stamp == self._stamp:

@@ -26,6 +26,8 @@ class BudgetRule(Protocol):
             retention: in (0, 1], exact.
         """
 
+from ..errors import ScoreError
+
 
 def vision_total(layers: int, vision_tokens: int, retention: Fraction) -> int:
     """Units kept in all under ``scope=vision``: the integer nearest to ``layers * retention * vision_tokens``.
@@ -39,11 +41,14 @@ def shares(masses: Sequence[float]) -> list[Fraction]:
     """Text-to-vision attention mass per layer as exact shares that sum to 1 (uniform when no layer has any).
 
     Raises:
-        ValueError: a mass is negative or not finite.
+        ScoreError: a mass is negative or not finite.
     """
     for layer, mass in enumerate(masses):
         if not math.isfinite(mass) or mass < 0:
-            raise ValueError(f"layer {layer} has attention mass {mass!r}; masses must be finite and >= 0")
+            raise ScoreError(
+                f"layer {layer} has attention mass {mass!r}; masses must be finite and >= 0: send the request with "
+                "tgvkv_retention 1.0, and report the model and its dtype"
+            )
     total = sum(Fraction(m) for m in masses)
     if total == 0:
         return [Fraction(1, len(masses))] * len(masses)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 
-from ..errors import IntegrityError
+from ..errors import IntegrityError, UnsupportedServerError
 
 
 class CpuSlotAllocator(TokenToKVPoolAllocator):
@@ -18,7 +18,7 @@ class CpuSlotAllocator(TokenToKVPoolAllocator):
 
     def __init__(self, size: int, page_size: int, dtype: torch.dtype, device: str, kvcache: Any, need_sort: bool):
         if page_size != 1:
-            raise ValueError(f"--page-size must be 1 on the tgvkv CPU platform, got {page_size}")
+            raise UnsupportedServerError(f"tgvkv: --page-size {page_size} is not supported: use --page-size 1.")
         super().__init__(size, dtype, device, kvcache, need_sort)
 
     def free(self, free_index: torch.Tensor) -> None:

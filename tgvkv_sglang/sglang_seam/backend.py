@@ -11,9 +11,10 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 
 from ..attention.rows import Row, plan_decode_rows, plan_prefill_rows, stash_and_score
 from ..attention.torch_cpu import KeyRows, Keys, attend, row_lse_e, visible
-from ..errors import UnsupportedServerError
+from ..errors import NotSelfAttentionError, UnsupportedServerError
 from . import active
 from .batches import states_of
+from .ledger.check import require_rows
 from .pool import TgvKVPool
 from .refusals import refuse_loaded
 from .tensor_parallel import grounding_starter
@@ -38,10 +39,11 @@ def create_backend(model_runner: Any) -> Any:
         )
     on_cuda = torch.cuda.is_available() and model_runner.device == "cuda"
     if on_cuda if _flashinfer is None else _flashinfer:
-        from .flashinfer_backend import TgvFlashInferBackend
-
-        return TgvFlashInferBackend(model_runner)
-    return TgvTorchBackend(model_runner)
+        from .flashinfer_backend import TgvFlashInferBackend as Backend
+    else:
+        Backend = TgvTorchBackend
+    require_rows()
+    return Backend(model_runner)
 
 
 class TgvTorchBackend(TorchNativeAttnBackend):
@@ -89,7 +91,7 @@ class TgvTorchBackend(TorchNativeAttnBackend):
 
     def _forward(self, q, k, v, layer, forward_batch, save_kv_cache, stock):
         if layer.is_cross_attention or layer.attn_type == AttentionType.ENCODER_ONLY:
-            raise NotImplementedError("tgvkv serves decoder self-attention only")
+            raise NotSelfAttentionError(layer.layer_id)
         out = torch.empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim, dtype=q.dtype, device=q.device)
         if save_kv_cache and k is not None:
             self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)

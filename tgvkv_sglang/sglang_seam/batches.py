@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import WrongBatchError
 from ..request.state import RequestState
 from .requests import state_of
 from .server_args import config_of
@@ -20,12 +21,15 @@ def states_of(forward_batch: Any) -> list[RequestState | None] | None:
     """:func:`current_states` for a batch that a backend is given; None also for an idle batch.
 
     Raises:
-        RuntimeError: the batch is another one than :func:`after_init_new` saw.
+        WrongBatchError: the batch is another one than :func:`after_init_new` saw.
     """
     if _current is None or forward_batch.forward_mode.is_idle():
         return None
     if len(_current) != forward_batch.batch_size:
-        raise RuntimeError(f"{len(_current)} request states for a batch of {forward_batch.batch_size}")
+        raise WrongBatchError(
+            f"{len(_current)} request states for a batch of {forward_batch.batch_size}: this is not the batch that was "
+            "prepared last; please report this with the server's flags"
+        )
     return _current
 
 

@@ -22,7 +22,7 @@ from ..attention.batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_
 from ..attention.flashinfer import Step, dense_indices, merge_views
 from ..attention.rows import Row, plan_prefill_rows, stash_and_score
 from ..attention.upload import upload
-from ..errors import UnsupportedServerError
+from ..errors import NotSelfAttentionError, UnsupportedServerError
 from ..kv.store import UnitStore
 from .batches import current_states, states_of
 from .server_args import config_of
@@ -174,8 +174,7 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
         if self._step is None:
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         wrapper = self.forward_metadata.prefill_wrappers[0]
-        options = {"causal": True, "window_left": layer.sliding_window_size}
-        q, out, lse_e = self._attend(wrapper, q, k, v, layer, forward_batch, save_kv_cache, **options)
+        q, out, lse_e = self._attend(wrapper, q, k, v, layer, forward_batch, save_kv_cache, causal=True)
         index = layer.layer_id - self._first_layer
         for row, text_rows in self._step.scoring:
             stash_and_score(row, index, q[text_rows], lse_e[text_rows], self._store, layer.scaling)
@@ -191,7 +190,7 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
     def _attend(self, wrapper, q, k, v, layer, forward_batch, save_kv_cache, **options):
         """Returns ``(q [R, Hq, D], out [R, Hq, D], lse_e [R, Hq])``, views included."""
         if layer.is_cross_attention or layer.attn_type == AttentionType.ENCODER_ONLY:
-            raise NotImplementedError("tgvkv serves decoder self-attention only")
+            raise NotSelfAttentionError(layer.layer_id)
         if k is not None and save_kv_cache:
             location = KVWriteLoc(forward_batch.out_cache_loc, None)
             self.token_to_kv_pool.set_kv_buffer(layer, location, k, v, *self._kv_write_scales(layer))
@@ -200,7 +199,6 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             q,
             self.token_to_kv_pool.get_kv_buffer(layer.layer_id),
             sm_scale=layer.scaling,
-            logits_soft_cap=layer.logit_cap,
             k_scale=layer.k_scale_float,
             v_scale=layer.v_scale_float,
             **options,

@@ -2,7 +2,8 @@
 
 SGLang only logs a plugin's failure and goes on as stock. A server that was asked for ``--attention-backend tgvkv``
 must not do that: an unregistered backend name is refused by SGLang itself, and a half-registered plugin is refused
-by ``active.require``.
+by ``active.require``. The ledger is checked before anything is registered: SGLang imports the hooks' modules right
+afterwards anyway, so that the check costs no import of its own.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from . import active
 logger = logging.getLogger(__name__)
 
 
+def _load() -> None:
+    """Import our side of every hook and class but the FlashInfer backend, which only servers on CUDA need."""
+    from . import backend, batches, cpu, cuda_graphs, pool, radix_cache, requests, server_args  # noqa: F401
+
+
 def _register_hooks() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from .ledger import LEDGER, handler
+    from .ledger import HOOKS
+    from .ledger.check import REGISTERED, handler
 
-    for hook in LEDGER:
-        if hook.kind == "OVERRIDE":
-            continue
-        HookRegistry.register(hook.target, handler(hook), HookType[hook.kind])
+    for hook in HOOKS:
+        if hook.kind in REGISTERED:
+            HookRegistry.register(hook.target, handler(hook), HookType[hook.kind])
 
 
 def _register_classes() -> None:
@@ -45,14 +51,17 @@ def _register_classes() -> None:
 
 def activate() -> None:
     """Called by SGLang in every process that loads plugins."""
-    from .ledger import version_problem
+    from .ledger.check import start_up_problems, version_problem
 
-    found = version_problem()
-    if found:
-        active.fail(found)
-        logger.error("tgvkv is not active: %s", "; ".join(found))
-        return
     try:
+        found = version_problem()
+        if not found:
+            _load()
+            found = start_up_problems()
+        if found:
+            active.fail(found)
+            logger.error("tgvkv is not active: %s; run 'tgvkv doctor'", "; ".join(found))
+            return
         _register_classes()
         _register_hooks()
     except Exception as error:

@@ -9,6 +9,7 @@ import torch
 from sglang.srt.constants import GPU_MEMORY_TYPE_KV_CACHE
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool
 
+from ..errors import UnsupportedServerError
 from ..kv.store import UnitStore
 from . import active
 from .server_args import config_of
@@ -22,7 +23,10 @@ class TgvKVPool(MHATokenToKVPool):
 
     def _create_buffers_normal(self) -> None:
         if self.use_hnd or getattr(self, "kv_cache_layout", None) == "vectorized_5d":
-            raise NotImplementedError("tgvkv keeps KV as [slots, heads, dim]; run without an HND or 5-D KV layout")
+            raise UnsupportedServerError(
+                f"tgvkv: KV layout {'hnd' if self.use_hnd else self.kv_cache_layout} is not supported, KV is kept as "
+                "[slots, heads, dim]: unset SGLANG_USE_HND_KVCACHE."
+            )
         k_shape, v_shape = self._kv_buffer_shapes()
         pool = torch.cuda.use_mem_pool(self.custom_mem_pool) if self.enable_custom_mem_pool else nullcontext()
         with self.memory_saver_adapter.region(GPU_MEMORY_TYPE_KV_CACHE), pool:

@@ -33,10 +33,6 @@ class Probe:
     def question(self) -> Q.Question:
         return self.turns[-1]
 
-    @property
-    def multi_token(self) -> bool:
-        return len(self.question.answer_words) > 1
-
 
 def _scene(rng: random.Random, size: tuple[int, int]) -> Scene:
     return make_scene(_SCENE_SEEDS + rng.randrange(_SCENE_SEEDS), size)
