@@ -8,10 +8,9 @@ from fractions import Fraction
 from typing import Any, Mapping
 
 from .errors import ConfigError
+from .registry import SCOPES, load_budget_rule, policy_names
 
-SCOPES = ("vision", "total")
 RECLAIMS = ("pressure", "eager")
-POLICIES = ("tgv",)
 REQUEST_OPTIONS = ("tgvkv_retention", "tgvkv_trace")
 
 
@@ -57,7 +56,7 @@ class TgvConfig:
         parse_retention(self.retention, "--tgvkv-retention")
         _one_of(self.scope, SCOPES, "--tgvkv-scope")
         _one_of(self.reclaim, RECLAIMS, "--tgvkv-reclaim")
-        _one_of(self.policy, POLICIES, "--tgvkv-policy")
+        _one_of(self.policy, policy_names(), "--tgvkv-policy")
         if isinstance(self.full_budget, bool) or not isinstance(self.full_budget, (int, float)):
             raise ConfigError(f"--tgvkv-full-budget must be a number in [0, 1], got {self.full_budget!r}")
         if not 0 <= self.full_budget <= 1:
@@ -67,10 +66,10 @@ class TgvConfig:
 
         if not isinstance(self.zero_bubble, bool):
             raise ConfigError(f"--tgvkv-zero-bubble must be true or false, got {self.zero_bubble!r}")
-        if self.zero_bubble and self.scope != "vision":
+        if self.zero_bubble and load_budget_rule(self.scope).total(1, 1, self.exact_retention) is None:
             raise ConfigError(
-                f"--tgvkv-zero-bubble needs --tgvkv-scope vision, got {self.scope!r}: how much other scopes keep is "
-                "not known before the scores are; leave one of the two flags out"
+                f"--tgvkv-zero-bubble cannot be used with --tgvkv-scope {self.scope}: how much that scope keeps is not "
+                "known before the scores are; leave one of the two flags out"
             )
 
     @property

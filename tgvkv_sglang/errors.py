@@ -50,14 +50,6 @@ class SpanError(TgvkvError, ValueError):
     """A span has bounds that cannot be."""
 
 
-class ScoreError(TgvkvError, ValueError):
-    """Scores or attention masses are not finite (or negative masses); nothing is evicted on them."""
-
-
-class UnscoredLayerError(TgvkvError, RuntimeError):
-    """A selection was asked for before all layers were scored."""
-
-
 class SelectionError(TgvkvError, RuntimeError):
     """One request's scores cannot be selected on. It costs that request its view, never the server."""
 

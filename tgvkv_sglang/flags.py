@@ -6,8 +6,9 @@ import argparse
 from dataclasses import dataclass
 from typing import Any, Mapping
 
-from .config import POLICIES, RECLAIMS, SCOPES, TgvConfig
+from .config import RECLAIMS, TgvConfig
 from .errors import ConfigError
+from .registry import SCOPES, policy_names
 
 BACKEND = "tgvkv"
 
@@ -35,7 +36,7 @@ FLAGS = (
     Flag("retention", float, "Share of the vision KV that decode keeps, averaged over layers, 0 < r <= 1."),
     Flag("scope", str, "'vision' shares out layers*retention*vision tokens; 'total' is the paper's rule.", SCOPES),
     Flag("reclaim", str, "When full vision spans are freed: under memory 'pressure', or 'eager'ly.", RECLAIMS),
-    Flag("policy", str, "How vision tokens are scored.", POLICIES),
+    Flag("policy", str, "How vision tokens are scored.", policy_names()),
     Flag("full_budget", float, "Largest share of the pool held as reclaimable full vision spans, 0..1."),
     Flag("grounding_cap", int, "At most this many of a prompt's last new text tokens score the image."),
     Flag("trace_dir", str, "Directory for selection traces of requests that ask for one (tgvkv_trace)."),

@@ -19,6 +19,7 @@ BUDGET_RULES = {
     "vision": "tgvkv_sglang.selection.budget:VisionBudget",
     "total": "tgvkv_sglang.selection.budget:TotalBudget",
 }
+SCOPES = tuple(BUDGET_RULES)
 
 
 def _others() -> dict[str, EntryPoint]:

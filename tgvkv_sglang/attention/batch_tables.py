@@ -11,8 +11,8 @@ from typing import Sequence
 
 import torch
 
+from ..device import to_device, upload
 from ..kv.views import ViewTable
-from .upload import to_device, upload
 
 Tables = Sequence[ViewTable | None]
 

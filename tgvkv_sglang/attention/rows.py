@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from typing import Protocol, Sequence
 
 import torch
 
 from ..kv.store import UnitStore
 from ..kv.views import ViewTable
-from .grounding import Grounding
-from .state import RequestState
+from ..selection.grounding import Grounding
+from ..selection.policy import Model
 
-Begin = Callable[[RequestState], Grounding | None]
+
+class Attendee(Protocol):
+    """A request with vision, as attention sees it."""
+
+    prompt_len: int
+
+    def table(self, decode: bool) -> ViewTable | None:
+        """What it attends through in place of spans, in prefill or in decode."""
+
+    def begin_chunk(self, start: int, model: Model) -> Grounding | None:
+        """A chunk of its prefill is about to run from ``start`` on; returns what is scored, or None."""
+
+    def scored(self, store: UnitStore) -> None:
+        """Its last layer is scored."""
+
+
+Attendees = Sequence[Attendee | None]
 
 
 @dataclass
@@ -20,47 +36,47 @@ class Row:
     """One request of a batch: query rows ``[start, end)``, logical positions ``[prefix, length)``.
 
     Attributes:
-        state: the request's state; None for a request on the stock path.
+        attendee: the request; None on the stock path.
         table: views that it attends through, or None.
-        text: ``[t]`` int64 on the host, its grounding rows in this forward, from ``start``; None: nothing to score.
-        last_chunk: the prompt ends in this forward, and the vision is scored.
+        grounding: what it scores in this forward, or None.
+        text: ``[t]`` int64 on the host, its grounding rows in this forward, from ``start``; empty unless it scores.
+        last_chunk: it scores, and its prompt ends in this forward.
     """
 
-    state: RequestState | None
+    attendee: Attendee | None
     start: int
     end: int
     prefix: int
     length: int
     table: ViewTable | None = None
+    grounding: Grounding | None = None
     text: torch.Tensor | None = None
     last_chunk: bool = False
 
-
-def plan_prefill_rows(
-    states: Sequence[RequestState | None], prefixes: Sequence[int], lengths: Sequence[int], begin: Begin
-) -> list[Row]:
-    """Rows of a prefill batch. ``begin`` starts a state's grounding with its first chunk (None: nothing to select)."""
-    rows, at = [], 0
-    for state, prefix, length in zip(states, prefixes, lengths, strict=True):
-        row = Row(state, at, at + length - prefix, int(prefix), int(length))
-        if state is not None:
-            row.table = state.table(decode=False)
-            # After a retraction a prefill runs on past the prompt, and a chunk may hold generated tokens alone.
-            grounding = begin(state) if prefix < state.prompt_len else None
-            if grounding is not None:
-                row.last_chunk = length >= state.prompt_len
-                text = grounding.rows(row.prefix, row.length)
-                row.text = text if len(text) or row.last_chunk else None
-        rows.append(row)
-        at = row.end
-    return rows
+    @property
+    def scores(self) -> bool:
+        return self.grounding is not None
 
 
-def plan_decode_rows(states: Sequence[RequestState | None], lengths: Sequence[int]) -> list[Row]:
+def prefill_row(attendee: Attendee | None, start: int, prefix: int, length: int, model: Model) -> Row:
+    """The row of one request whose tokens ``[prefix, length)`` run in a prefill, at query row ``start``."""
+    row = Row(attendee, start, start + length - prefix, prefix, length)
+    if attendee is None:
+        return row
+    row.table = attendee.table(decode=False)
+    grounding = attendee.begin_chunk(prefix, model)
+    if grounding is not None:
+        text, last = grounding.rows(prefix, length), length >= attendee.prompt_len
+        if last or len(text):
+            row.grounding, row.text, row.last_chunk = grounding, text, last
+    return row
+
+
+def decode_rows(attendees: Attendees, lengths: Sequence[int]) -> list[Row]:
     """Rows of a decode batch: one query each, at position ``length - 1``."""
     return [
-        Row(state, i, i + 1, int(length) - 1, int(length), state.table(decode=True) if state is not None else None)
-        for i, (state, length) in enumerate(zip(states, lengths, strict=True))
+        Row(one, i, i + 1, int(length) - 1, int(length), one.table(decode=True) if one is not None else None)
+        for i, (one, length) in enumerate(zip(attendees, lengths, strict=True))
     ]
 
 
@@ -71,9 +87,8 @@ def stash_and_score(row: Row, layer: int, q: torch.Tensor, lse_e: torch.Tensor, 
         q: ``[t, Hq, D]`` the grounding rows of this chunk, in memory of their own. lse_e: ``[t, Hq]`` base e.
         scale: softmax scale.
     """
-    grounding = row.state.grounding
-    grounding.add(layer, q, lse_e)
+    row.grounding.add(layer, q, lse_e)
     if row.last_chunk:
-        grounding.finish_layer(layer, store, scale)
-        if row.state.config.zero_bubble and grounding.complete:
-            row.state.select_early(store)
+        row.grounding.finish_layer(layer, store, scale)
+        if row.grounding.complete:
+            row.attendee.scored(store)

@@ -144,7 +144,7 @@ class RequestState:
         self.views, self._page_row, self.phase = views, page_row, Phase.DECODING
 
     def finish_through(self, views: list[View]) -> None:
-        """It finished with its prefill. A decode step may be under way and needs its table, but holds nothing in use."""
+        """It finished with its prefill. A decode step under way may need its table; nothing is in use."""
         self._settle(views)
         self.phase = Phase.GONE
 

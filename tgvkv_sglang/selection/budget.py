@@ -1,7 +1,7 @@
 """Layer budgets (TVB) in exact arithmetic, so that totals never depend on rounding.
 
-They exist twice: here on the host, exact, as traces and the oracle have them; and in the ``select`` kernel in float64 for
-the choice that a decode step cannot wait for the host to make (``--tgvkv-zero-bubble``).
+They exist twice: here on the host, exact, as traces and the oracle have them; and in the ``select`` kernel in float64,
+for the choice that a decode step cannot wait for the host to make (``--tgvkv-zero-bubble``).
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from typing import Protocol, Sequence
+
+from ..errors import SelectionError
 
 
 class BudgetRule(Protocol):
@@ -26,8 +28,6 @@ class BudgetRule(Protocol):
             retention: in (0, 1], exact.
         """
 
-from ..errors import ScoreError
-
 
 def vision_total(layers: int, vision_tokens: int, retention: Fraction) -> int:
     """Units kept in all under ``scope=vision``: the integer nearest to ``layers * retention * vision_tokens``.
@@ -41,11 +41,11 @@ def shares(masses: Sequence[float]) -> list[Fraction]:
     """Text-to-vision attention mass per layer as exact shares that sum to 1 (uniform when no layer has any).
 
     Raises:
-        ScoreError: a mass is negative or not finite.
+        SelectionError: a mass is negative or not finite.
     """
     for layer, mass in enumerate(masses):
         if not math.isfinite(mass) or mass < 0:
-            raise ScoreError(
+            raise SelectionError(
                 f"layer {layer} has attention mass {mass!r}; masses must be finite and >= 0: send the request with "
                 "tgvkv_retention 1.0, and report the model and its dtype"
             )

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.layers.radix_attention import AttentionType
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.model_executor.model_runner import ModelRunner
 
-from ..attention.rows import Row, plan_decode_rows, plan_prefill_rows, stash_and_score
-from ..attention.torch_cpu import KeyRows, Keys, attend, row_lse_e, visible
-from ..errors import NotSelfAttentionError, UnsupportedServerError
+from ..errors import UnsupportedServerError
 from . import active
-from .batches import states_of
 from .ledger.check import require_rows
 from .pool import TgvKVPool
 from .refusals import refuse_loaded
-from .tensor_parallel import grounding_starter
-
-_flashinfer: bool | None = None
 
 
-def use_flashinfer(yes: bool | None) -> None:
-    """Say which backend is built; None (the default): FlashInfer where there is CUDA, torch elsewhere."""
-    global _flashinfer
-    _flashinfer = yes
+def backend_class(device: str) -> type[AttentionBackend]:
+    """FlashInfer where there is CUDA, torch elsewhere."""
+    if torch.cuda.is_available() and device == "cuda":
+        from .flashinfer_backend import TgvFlashInferBackend
+
+        return TgvFlashInferBackend
+    from .torch_backend import TgvTorchBackend
+
+    return TgvTorchBackend
 
 
-def create_backend(model_runner: Any) -> Any:
+def create_backend(model_runner: ModelRunner) -> AttentionBackend:
     """Factory registered under the backend's name."""
     active.require("the attention backend")
     refuse_loaded(model_runner)
@@ -37,104 +33,6 @@ def create_backend(model_runner: Any) -> Any:
             f"tgvkv: the KV pool is {type(model_runner.token_to_kv_pool).__name__}, not ours; start the server with "
             "--attention-backend tgvkv and no other pool option."
         )
-    on_cuda = torch.cuda.is_available() and model_runner.device == "cuda"
-    if on_cuda if _flashinfer is None else _flashinfer:
-        from .flashinfer_backend import TgvFlashInferBackend as Backend
-    else:
-        Backend = TgvTorchBackend
+    made = backend_class(model_runner.device)
     require_rows()
-    return Backend(model_runner)
-
-
-class TgvTorchBackend(TorchNativeAttnBackend):
-    """Torch attention over dense slots and views. A batch without vision is stock ``torch_native``, call for call."""
-
-    def __init__(self, model_runner: Any):
-        super().__init__(model_runner)
-        self._units = self.token_to_kv_pool.units
-        self._first_layer = self.token_to_kv_pool.start_layer
-        self._rows: list[tuple[Row, KeyRows | None]] | None = None
-        self._begin = grounding_starter(self._units, model_runner)
-
-    def init_forward_metadata(self, forward_batch: Any) -> None:
-        super().init_forward_metadata(forward_batch)
-        states = states_of(forward_batch)
-        self._rows = None
-        if states is None:
-            return
-        lengths = forward_batch.seq_lens.tolist()
-        if forward_batch.forward_mode.is_decode():
-            rows = plan_decode_rows(states, lengths)
-        else:
-            rows = plan_prefill_rows(states, forward_batch.extend_prefix_lens_cpu, lengths, self._begin)
-        self._rows = [
-            (row, self._keys(row, index))
-            for row, index in zip(rows, forward_batch.req_pool_indices.tolist(), strict=True)
-        ]
-
-    def _keys(self, row: Row, index: int) -> KeyRows | None:
-        slots = self.req_to_token_pool.req_to_token[index, : row.length]
-        if row.last_chunk:
-            row.state.grounding.locate(slots)
-        return KeyRows(slots, row.table, self._units) if row.table is not None or row.text is not None else None
-
-    def forward_extend(self, q, k, v, layer, forward_batch, save_kv_cache=True):
-        if self._rows is None:
-            return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
-        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, self._stock_extend)
-
-    def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True):
-        if self._rows is None:
-            return super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
-        q = q.reshape(-1, layer.tp_q_head_num * layer.qk_head_dim)
-        return self._forward(q, k, v, layer, forward_batch, save_kv_cache, self._stock_decode)
-
-    def _forward(self, q, k, v, layer, forward_batch, save_kv_cache, stock):
-        if layer.is_cross_attention or layer.attn_type == AttentionType.ENCODER_ONLY:
-            raise NotSelfAttentionError(layer.layer_id)
-        out = torch.empty(q.shape[0], layer.tp_q_head_num * layer.v_head_dim, dtype=q.dtype, device=q.device)
-        if save_kv_cache and k is not None:
-            self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
-        queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-        outputs = out.view(-1, layer.tp_q_head_num, layer.v_head_dim)
-        for i, (row, key_rows) in enumerate(self._rows):
-            part = slice(row.start, row.end)
-            keys = key_rows.layer(layer.layer_id - self._first_layer) if key_rows is not None else None
-            if row.table is None:
-                stock(queries[part], outputs[part], layer, forward_batch, i)
-            else:
-                positions = torch.arange(row.prefix, row.length)
-                mask = None if row.end - row.start == 1 else visible(positions, keys)
-                outputs[part] = attend(queries[part], keys, self._units, mask, layer.scaling)
-            if row.text is not None:
-                self._score(queries[part], row, keys, layer)
-        return out
-
-    def _score(self, q: torch.Tensor, row: Row, keys: Keys, layer: Any) -> None:
-        q = q[row.text]
-        lse_e = row_lse_e(q, keys, self._units, visible(row.text + row.prefix, keys), layer.scaling)
-        stash_and_score(row, layer.layer_id - self._first_layer, q, lse_e, self._units, layer.scaling)
-
-    def _stock_extend(self, q, out, layer, forward_batch, i: int) -> None:
-        one = slice(i, i + 1)
-        lengths = forward_batch.extend_prefix_lens[one], forward_batch.extend_seq_lens[one]
-        self._stock(self._run_sdpa_forward_extend, q, out, layer, forward_batch, one, *lengths, causal=True)
-
-    def _stock_decode(self, q, out, layer, forward_batch, i: int) -> None:
-        self._stock(self._run_sdpa_forward_decode, q, out, layer, forward_batch, slice(i, i + 1))
-
-    def _stock(self, sdpa, q, out, layer, forward_batch, one: slice, *lengths: torch.Tensor, **options) -> None:
-        """SGLang's own attention for one request of the batch."""
-        sdpa(
-            q,
-            out,
-            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
-            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
-            self.req_to_token_pool.req_to_token,
-            forward_batch.req_pool_indices[one],
-            forward_batch.seq_lens[one],
-            *lengths,
-            scaling=layer.scaling,
-            enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
-            **options,
-        )
+    return made(model_runner)

@@ -1,4 +1,4 @@
-"""A running request as its lifecycle sees it (:class:`tgvkv_sglang.request.lifecycle.Holder`), kept in SGLang's ``Req``."""
+"""A running request as its lifecycle sees it (``request.lifecycle.Holder``), kept in SGLang's ``Req``."""
 
 from __future__ import annotations
 

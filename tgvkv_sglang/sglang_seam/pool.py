@@ -36,10 +36,10 @@ class TgvKVPool(MHATokenToKVPool):
         self.v_buffer = list(self.v_all.unbind(0))
 
     @property
-    def units(self) -> UnitStore:
-        if getattr(self, "_units", None) is None:
-            self._units = UnitStore(self.k_all, self.v_all)
-        return self._units
+    def store(self) -> UnitStore:
+        if getattr(self, "_store", None) is None:
+            self._store = UnitStore(self.k_all, self.v_all)
+        return self._store
 
 
 def build_mha_kv_pool(original: Any, self: Any, **kwargs: Any) -> Any:

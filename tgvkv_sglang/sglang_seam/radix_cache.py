@@ -33,6 +33,7 @@ from .requests import Facts, facts_of
 from .selections import Selections
 from .server_args import config_of
 
+
 def create_radix_cache(ctx: Any) -> "TgvRadixCache":
     """Factory registered as radix cache backend ``tgvkv``."""
     active.require("the radix cache")
@@ -59,9 +60,9 @@ class TgvRadixCache(BasePrefixCache):
         pool = self.token_to_kv_pool_allocator.get_kvcache()
         if not isinstance(pool, TgvKVPool):
             raise UnsupportedServerError(f"tgvkv: the KV pool is {type(pool).__name__}, not ours.")
-        self.device = pool.units.device
+        self.device = pool.store.device
         self.capacity = self.token_to_kv_pool_allocator.size
-        self.tree = SpanTree(pool.units, self.token_to_kv_pool_allocator.free)
+        self.tree = SpanTree(pool.store, self.token_to_kv_pool_allocator.free)
         self.evictor = Evictor(self.tree)
         share = config.reclaimable_share
         limit = int(share * self.capacity) if share < 1.0 else None

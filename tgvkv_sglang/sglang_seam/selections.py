@@ -1,4 +1,4 @@
-"""What becomes known of selections outside the server: a trace for requests that ask for one, a log line for failures."""
+"""What becomes known of selections: a trace for requests that ask for one, a log line for failures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Selections:
         """Count and report a request without a view, once, however often it is retracted and selects again.
 
         Raises:
-            NeverScoredError: SGLang's strict memory checks are on (as in tests): a layer that was never scored is a bug.
+            NeverScoredError: where SGLang's strict memory checks are on, as in tests: that is a bug.
         """
         if isinstance(error, NeverScoredError) and envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.get():
             raise error
@@ -53,7 +53,8 @@ class Selections:
             spans = ", ".join(f"[{span.start}, {span.end})" for span in state.plan.select)
             logger.error(
                 "tgvkv: request %r decodes on its whole images at tokens %s, nothing was selected: %s. Such requests "
-                "so far: %d. If it recurs, serve with --dtype bfloat16 (float16 overflows), or report it with this log.",
+                "so far: %d. If it recurs, serve with --dtype bfloat16 (float16 overflows), or report it with this "
+                "log.",
                 state.rid, spans, error, self.failed_requests,
             )  # fmt: skip
 

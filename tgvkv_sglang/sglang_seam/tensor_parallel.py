@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
-
 import torch
+from sglang.srt.model_executor.model_runner import ModelRunner
 from sglang.srt.runtime_context import get_parallel
 
-from ..attention.grounding import Grounding
-from ..attention.state import RequestState
-from ..kv.store import UnitStore
+from ..selection.policy import Model, Reduce
 
 
 def is_first_rank() -> bool:
@@ -17,12 +14,12 @@ def is_first_rank() -> bool:
     return get_parallel().attn_tp_rank == 0
 
 
-def rank_query_heads(model_runner: Any) -> int:
+def rank_query_heads(model_runner: ModelRunner) -> int:
     """Query heads of this rank."""
     return model_runner.model_config.num_attention_heads // get_parallel().attn_tp_size
 
 
-def tensor_parallel_sum() -> Callable[[torch.Tensor], torch.Tensor] | None:
+def tensor_parallel_sum() -> Reduce | None:
     """A function that sums a tensor over the attention tensor-parallel group; None on one rank."""
     group = get_parallel().attn_tp_group
     if group.world_size == 1:
@@ -36,7 +33,8 @@ def tensor_parallel_sum() -> Callable[[torch.Tensor], torch.Tensor] | None:
     return total
 
 
-def grounding_starter(store: UnitStore, model_runner: Any) -> Callable[[RequestState], Grounding | None]:
-    """How a backend starts a request's grounding: with all layers, the whole model's heads, and the sum over ranks."""
-    heads, reduce = model_runner.model_config.num_attention_heads, tensor_parallel_sum()
-    return lambda state: state.begin_grounding(store.layers, heads, reduce)
+def model_of(model_runner: ModelRunner) -> Model:
+    """The served model as scoring sees it: all layers, the whole model's heads, and the sum over ranks."""
+    layers, heads = model_runner.token_to_kv_pool.store.layers, model_runner.model_config.num_attention_heads
+    total = tensor_parallel_sum()
+    return Model(layers, heads) if total is None else Model(layers, heads, total)

@@ -65,12 +65,18 @@ def _no_triton(original: Callable, backend: str) -> bool:
     return False
 
 
+def _flashinfer_backend(device: str) -> type:
+    from tgvkv_sglang.sglang_seam.flashinfer_backend import TgvFlashInferBackend
+
+    return TgvFlashInferBackend
+
+
 def _install() -> None:
     from sglang.srt.layers.attention import flashinfer_backend
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     from tests.fakes import flashinfer_fake
-    from tgvkv_sglang.sglang_seam.backend import use_flashinfer
+    from tgvkv_sglang.sglang_seam import backend
 
     if torch.cuda.is_available():
         raise RuntimeError("gpu_like is for machines without a GPU")
@@ -86,7 +92,7 @@ def _install() -> None:
     flashinfer_backend.create_flashinfer_kv_indices_triton = TorchKernel()
     flashinfer_backend.torch = TorchOnCpu()
     HookRegistry.register("sglang.srt.utils.common.support_triton", _no_triton, HookType.AROUND)
-    use_flashinfer(True)
+    backend.backend_class = _flashinfer_backend
     if os.environ.get("GPU_LIKE_GRAPHS") == "1":
         from tests.fakes import graphs
 

@@ -204,7 +204,7 @@ HOOKS: tuple[Hook, ...] = (
         "server_args:get_model_config",
         ("self",),
         how="looks at the model's configuration when SGLang has read it",
-        why="a model that cannot be served is refused by name, before anything else looks at it and before weights load",
+        why="a model that cannot be served is refused by name, before anything else looks at it",
         remove_when="SGLang asks a backend whether it can serve a model",
     ),
 )  # fmt: skip

@@ -1,0 +1,140 @@
+"""What a batch attends through, planned outside its forward; the same for every attention library.
+
+A library's backend asks for a :class:`Step` (or goes row by row), leaves the step's holes out of its index rows, attends,
+and merges the step's views with its output by its LSE (``merge.py``); what it must say is the LSE's base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Callable, Sequence
+
+import torch
+
+from ..device import upload
+from ..kv.store import UnitStore
+from ..selection.policy import Model
+from .batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_requests, stamp_of
+from .rows import Attendees, Row, prefill_row
+
+
+@dataclass
+class Step:
+    """What one forward of a batch with vision needs beyond the stock path.
+
+    Attributes:
+        holes, units: positions of each request that views stand for (of all rows of a captured graph, padding
+            included), and the views' units; both None when no request has a view.
+        row_requests: ``[R]`` request of each query row in a prefill; None in decode (row ``b`` is request ``b``).
+        scoring: requests that score in this forward, each with the batch rows of its grounding text ``[t]`` int64.
+    """
+
+    holes: Holes | None = None
+    units: BatchUnits | None = None
+    row_requests: torch.Tensor | None = None
+    scoring: list[tuple[Row, torch.Tensor]] = field(default_factory=list)
+
+
+class _Latest:
+    """The last thing that was made, with what it was made from: made anew only when that changes."""
+
+    def __init__(self) -> None:
+        self._stamp: Any = None
+        self._made: Any = None
+
+    def of(self, stamp: Any, make: Callable[[], Any]) -> Any:
+        if self._stamp is None or stamp != self._stamp:
+            self._made, self._stamp = make(), stamp
+        return self._made
+
+
+class ViewPlanner:
+    """Tables of the batches of one backend.
+
+    Args:
+        store: the KV pool. model: how groundings are scored.
+        page_table: ``[requests, context]`` integers, slot of each logical position (SGLang's ``req_to_token``).
+    """
+
+    def __init__(self, store: UnitStore, model: Model, page_table: torch.Tensor):
+        self._store, self._model, self._page_table = store, model, page_table
+        self._decode, self._graph = _Latest(), _Latest()
+        self._batch: Attendees | None = None
+        self._tables: Tables | None = None
+        self._fixed: FixedUnits | None = None
+
+    # -- rows ----------------------------------------------------------------------------------------------------
+
+    def prefill_rows(
+        self, attendees: Attendees, prefixes: Sequence[int], lengths: Sequence[int], pool_indices: torch.Tensor
+    ) -> list[Row]:
+        """Rows of a prefill batch; groundings are begun, and told where a prompt lies that ends here.
+
+        Args:
+            prefixes, lengths: per request, tokens before this forward and with it. pool_indices: ``[B]`` rows of the
+                page table, on the device.
+        """
+        rows, at = [], 0
+        for i, (attendee, prefix, length) in enumerate(zip(attendees, prefixes, lengths, strict=True)):
+            row = prefill_row(attendee, at, int(prefix), int(length), self._model)
+            if row.last_chunk:
+                page_row = self._page_table.index_select(0, pool_indices[i : i + 1])[0]
+                row.grounding.locate(page_row[: row.length])
+            rows.append(row)
+            at = row.end
+        return rows
+
+    # -- steps ---------------------------------------------------------------------------------------------------
+
+    def prefill(self, rows: Sequence[Row]) -> Step | None:
+        """What a prefill's rows need beyond the stock path; None: nothing."""
+        tables, device = [row.table for row in rows], self._store.device
+        step = Step(scoring=[(row, upload(row.text + row.start, device)) for row in rows if row.scores])
+        if any(table is not None for table in tables):
+            step.holes, step.units = Holes.of(tables, device), BatchUnits.of(tables, self._store.layers, device)
+            step.row_requests = row_requests([row.end - row.start for row in rows], device)
+        return step if step.scoring or step.units is not None else None
+
+    def decode_tables(self, attendees: Attendees) -> Tables | None:
+        """What the requests of a decode batch attend through; None when no request has a view.
+
+        Asked for several times before a forward, with the same list, and answered once.
+        """
+        if attendees is not self._batch:
+            tables = [one.table(decode=True) if one is not None else None for one in attendees]
+            self._tables = tables if any(table is not None for table in tables) else None
+            self._batch = attendees
+        return self._tables
+
+    def decode(self, attendees: Attendees) -> Step | None:
+        """A decode step outside a graph. Made anew only when the batch or a view has changed."""
+        tables = self.decode_tables(attendees)
+        return None if tables is None else self._decode.of(stamp_of(tables), lambda: self._step_of(tables))
+
+    def _step_of(self, tables: Tables) -> Step:
+        device = self._store.device
+        return Step(Holes.of(tables, device), BatchUnits.of(tables, self._store.layers, device))
+
+    # -- decode graphs -------------------------------------------------------------------------------------------
+
+    def make_graph_tables(self, max_batch: int) -> None:
+        """Tables at fixed addresses, which captured graphs read.
+
+        They hold what *packed* views of a whole pool can need: a slot of the pool is one unit in each layer.
+        """
+        store = self._store
+        self._fixed = FixedUnits(store.layers, max_batch, store.layers * store.slots, store.device)
+
+    def graph_fits(self, attendees: Attendees) -> bool:
+        """Whether a decode batch's views fit the graphs' tables. They may not where many share a span in full."""
+        tables = self.decode_tables(attendees)
+        return tables is None or self._fixed.fits(tables)
+
+    def graph_step(self, tables: Tables, batch: int) -> Step:
+        """A decode step of a graph for ``batch`` requests; what ``tables`` leaves over is padding."""
+        padded = [*tables, *[None] * (batch - len(tables))]
+        return Step(self._graph.of(stamp_of(padded), lambda: self._load(padded)), self._fixed)
+
+    def _load(self, tables: Tables) -> Holes:
+        self._fixed.load(BatchUnits.of(tables, self._store.layers, self._store.device))
+        return Holes.of(tables, self._store.device)
