@@ -196,12 +196,13 @@ def test_a_batch_without_vision_is_stock_flashinfer_call_for_call(monkeypatch):
 @pytest.mark.parametrize("zero_bubble", (False, True))
 def test_a_decode_step_waits_for_the_selection_of_its_prefill_unless_zero_bubble(zero_bubble):
     from tgvkv_sglang.sglang_seam.batches import is_disable_overlap_for_batch
+    from tgvkv_sglang.sglang_seam.requests import FACTS
 
     def mode(decode: bool):
         return types.SimpleNamespace(is_decode=lambda: decode, is_extend=lambda: not decode)
 
     def held_back(batch_decodes: bool, queued_decodes: bool, states: list) -> bool:
-        requests = [types.SimpleNamespace(_tgvkv_state=state) for state in states]
+        requests = [types.SimpleNamespace(**{FACTS: types.SimpleNamespace(state=state)}) for state in states]
         queued = types.SimpleNamespace(forward_mode=mode(queued_decodes), reqs=requests)
         scheduler = types.SimpleNamespace(
             server_args=types.SimpleNamespace(_tgvkv=TgvConfig(zero_bubble=zero_bubble)), result_queue=[(queued, None)]
