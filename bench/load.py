@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from bench.common import RESULTS, STOCK, Arm, header, ours, serve, stand_in_model, write_json
-from bench.load_client import run_load
-from bench.load_traffic import Traffic, plan_chats
-from bench.stats import summarise
+from bench.client import hold_chats
+from bench.common import RESULTS, STOCK, Arm, Store, header, key_of, ours, serve, stand_in_model
+from bench.figures import error_messages, summarise
+from bench.traffic import Picture, Traffic, plan_chats
 
 FIGURES = (
     ("requests", "requests"), ("errors", "errors"), ("ttft_p50_ms", "time to first token p50 (ms)"),
@@ -61,22 +59,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """The same settings give the same key in every process."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_runs(path: Path) -> dict[str, dict]:
-    """Finished runs by key; none when there is no file. Raises SystemExit for a file that is no result."""
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())["runs"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{path} is no result of bench.load ({error}); move it away or give another --out") from error
-
-
-def missing(runs: list[Run], done: dict[str, dict]) -> list[Run]:
-    return [run for run in runs if run.key not in done]
+        return key_of(self.settings())
 
 
 def measure(run: Run, url: str) -> dict[str, Any]:
@@ -87,16 +70,17 @@ def measure(run: Run, url: str) -> dict[str, Any]:
         raise RuntimeError(f"{url} did not flush its cache ({reply.status_code}): is somebody else using it?")
     chats = plan_chats(run.traffic)
     with tqdm(total=sum(len(chat.questions) for chat in chats), desc=f"{run.server}, {run.load}", unit="turn") as bar:
-        turns, seconds, resident = run_load(url, run.traffic, chats, bar.update)
-    row = summarise(turns, seconds, run.slo[0] / 1000, run.slo[1] / 1000)
-    errors = sorted({turn.error for turn in turns if turn.error})
-    return {**run.settings(), **row, "resident": resident, "error_messages": errors[:5], "measured": header()}
+        held = hold_chats(url, chats, run.traffic.at_once, resident=True, progress=bar.update)
+    row = summarise(held.turns, held.seconds, run.slo[0] / 1000, run.slo[1] / 1000)
+    found = {"resident": held.resident, "error_messages": error_messages(held.turns)}
+    return {**run.settings(), **row, **found, "measured": header()}
 
 
 def warm_up(url: str, traffic: Traffic) -> None:
     """A short chat about no planned image, so that the first measured request does not pay for lazy imports."""
     warm = replace(traffic, users=1, chats=1, turns=2, think=0, rate=0, seed=traffic.seed + 1_000_003)
-    run_load(url, warm, [replace(chat, image=10**6) for chat in plan_chats(warm)], lambda: None)
+    unseen = (Picture(10**6, traffic.side),)
+    hold_chats(url, [replace(chat, pictures=unseen) for chat in plan_chats(warm)], 1)
 
 
 @contextmanager
@@ -122,11 +106,10 @@ def planned(args: argparse.Namespace) -> list[tuple[Arm, list[Run]]]:
     return [(arm, [Run(arm.name, arm.flags, pool, slo, replace(traffic, **load)) for load in loads]) for arm in arms]
 
 
-def save(path: Path, runs: dict[str, dict]) -> None:
-    """Write the JSON file and, from it, the table."""
-    write_json(path, {"runs": runs})
+def write_table(path: Path, runs: dict[str, dict]) -> None:
+    """One row a run, of what fits a table."""
     rows = [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in runs.values()]
-    with path.with_suffix(".csv").open("w", newline="") as out:
+    with path.open("w", newline="") as out:
         writer = csv.DictWriter(out, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -168,18 +151,18 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = arguments().parse_args()
-    done = {} if args.fresh else read_runs(args.out)
+    store = Store(args.out, args.fresh)
     plan = planned(args)
     for arm, runs in plan:
-        left = missing(runs, done)
+        left = [run for run in runs if run.key not in store.done]
         if not left:
             continue
         with _server(arm, args) as url:
             warm_up(url, left[0].traffic)
             for run in left:
-                done[run.key] = measure(run, url)
-                save(args.out, done)
-    rows = [done[run.key] for _, runs in plan for run in runs]
+                store.add(run.key, measure(run, url))
+                write_table(args.out.with_suffix(".csv"), store.runs)
+    rows = [store.runs[run.key] for _, runs in plan for run in runs]
     show(rows, Console())
     try:
         from bench.plots import plot_load

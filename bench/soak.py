@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -20,17 +19,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import requests
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from bench.client import RefusedError, connect, stream
 from bench.common import RESULTS, header, ours, serve, stand_in_model, write_json
-from bench.soak_check import Finished, comparable, gaps_of, verdict
+from bench.soak_check import TOLERANCES, Finished, Replay, Tolerance, replay
 from bench.soak_traffic import Chat, Request, refused
 from tgvkv_sglang.testing.prompts import chat
 from tgvkv_sglang.testing.server import Server
@@ -44,14 +46,19 @@ FATES = ("finish",) * 8 + ("abort", "close")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a soak does. ``flush_every`` seconds the traffic pauses, and the idle server is flushed and counted."""
+    """What a soak does. ``flush_every`` seconds the traffic pauses, and the idle server is flushed and counted.
+
+    Afterwards ``replays`` answers are compared with fresh ones, for ``replay_seconds`` at most (None: all of them).
+    """
 
     seconds: float = 240.0
     clients: int = 12
     images: int = 6
     seed: int = 0
     flush_every: float = 30.0
-    replays: int = 150
+    replays: int | None = 150
+    replay_seconds: float | None = None
+    tolerance: Tolerance = TOLERANCES["float32"]
 
 
 @dataclass
@@ -64,6 +71,12 @@ class Outcome:
     memory: list[dict[str, int]] = field(default_factory=list)
     verdicts: Counter = field(default_factory=Counter)
     seconds: float = 0.0
+
+    def add(self, found: Replay) -> None:
+        self.verdicts = found.verdicts
+        self.failures += found.failures
+        self.counts["answers that can be compared exactly"] = found.candidates
+        self.counts["different answers among those compared"] = found.different_answers
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -80,13 +93,7 @@ class Soak:
 
     def __init__(self, server: Server, plan: Plan):
         self.server, self.plan, self.outcome = server, plan, Outcome()
-        self.http = httpx.AsyncClient(
-            base_url=server.url,
-            timeout=REQUEST_LIMIT_S,
-            trust_env=False,
-            # No connection is used twice: the server may close an idle one just as the next request goes out.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        )
+        self.http = connect(server.url, REQUEST_LIMIT_S)
         self.gate = asyncio.Event()
         self.gate.set()
         self.busy = 0
@@ -105,14 +112,9 @@ class Soak:
         stop_after = rng.randrange(request.max_new_tokens)
         last, seen = None, 0
         try:
-            async with self.http.stream("POST", "/generate", json=request.body(rid, stream=True)) as reply:
-                if reply.status_code != 200:
-                    self.fail(f"{rid}: HTTP {reply.status_code}: {(await reply.aread())[:300]!r}")
-                    return None
-                async for line in reply.aiter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    last, seen = json.loads(line[6:]), seen + 1
+            async with aclosing(stream(self.http, "/generate", request.body(rid, stream=True))) as pieces:
+                async for piece in pieces:
+                    last, seen = piece, seen + 1
                     if fate != "finish" and seen > stop_after:
                         if fate == "close":
                             self.outcome.counts["connections closed mid-stream"] += 1
@@ -122,6 +124,10 @@ class Soak:
         except httpx.HTTPError as error:
             self.fail(f"{rid}: {type(error).__name__} {error}")
             return None
+        except RefusedError as error:
+            if fate != "aborted":
+                self.fail(f"{rid}: {error}")
+                return None
         return self._judge(rid, request, last, aborted=fate == "aborted")
 
     def _judge(self, rid: str, request: Request, last: dict | None, aborted: bool) -> str | None:
@@ -224,28 +230,7 @@ class Soak:
             await self.count_slots()
             self.gate.set()
 
-    # -- content -----------------------------------------------------------------------------------------------------
-
-    async def replay(self) -> None:
-        """Ask a sample of the comparable requests again, each alone on a flushed server."""
-        candidates = [done for done in self.outcome.finished if comparable(done)]
-        self.outcome.counts["answers that can be compared exactly"] = len(candidates)
-        sample = random.Random(self.plan.seed).sample(candidates, min(self.plan.replays, len(candidates)))
-        fresh_answers = set()
-        for done in tqdm(sample, desc="comparing with fresh answers", unit="answer"):
-            if not await self.flush():
-                return
-            body = done.request.body(return_logprob=True, top_logprobs_num=2)
-            reply = await self.http.post("/generate", json=body)
-            reply.raise_for_status()
-            fresh = reply.json()
-            gaps = gaps_of(fresh["meta_info"]["output_top_logprobs"])
-            found = verdict(done.ids, fresh["output_ids"], gaps)
-            fresh_answers.add(tuple(fresh["output_ids"]))
-            self.outcome.verdicts[found] += 1
-            if found == "different":
-                self.fail(f"another answer than a fresh server's: {done} fresh {fresh['output_ids']} gaps {gaps}")
-        self.outcome.counts["different answers among those compared"] = len(fresh_answers)
+    # -- all of it ---------------------------------------------------------------------------------------------------
 
     async def _soak(self, start: float, deadline: float) -> None:
         await self.count_slots()
@@ -259,18 +244,13 @@ class Soak:
 
     async def run(self) -> Outcome:
         start = time.monotonic()
-        deadline = start + self.plan.seconds
         async with self.http:
             try:
-                await self._soak(start, deadline)
+                await self._soak(start, start + self.plan.seconds)
                 await self.count_slots()
-                await self.replay()
             except* httpx.HTTPError as group:
                 first = group.exceptions[0]
                 self.fail(f"the server does not answer: {type(first).__name__} {first}")
-        self.outcome.seconds = time.monotonic() - start
-        if not self.server.alive():
-            self.fail("the server died.\n" + self.server.log_tail())
         return self.outcome
 
 
@@ -286,7 +266,17 @@ def soak(server: Server, plan: Plan) -> Outcome:
     async def run() -> Outcome:
         return await Soak(server, plan).run()
 
-    return asyncio.run(run())
+    began = time.monotonic()
+    outcome = asyncio.run(run())
+    if server.alive():
+        try:
+            outcome.add(replay(server, outcome.finished, plan.tolerance, plan.seed, plan.replays, plan.replay_seconds))
+        except (requests.RequestException, RuntimeError) as error:
+            outcome.failures.append(f"the server does not answer: {type(error).__name__} {error}")
+    if not server.alive():
+        outcome.failures.append("the server died.\n" + server.log_tail())
+    outcome.seconds = time.monotonic() - began
+    return outcome
 
 
 def sequential(server: Server, seed: int, chats: int, images: int) -> list[tuple[tuple[int, ...], int]]:
@@ -355,7 +345,8 @@ def main() -> int:
             failures = repeat(model, args)
         else:
             env = RETRACT if args.retract else None
-            chosen = Plan(args.seconds, args.clients, args.images, args.seed, plan.flush_every, args.replays)
+            chosen = replace(plan, seconds=args.seconds, clients=args.clients, images=args.images, seed=args.seed,
+                             replays=args.replays)  # fmt: skip
             with serve(ours(args.retention, *FLAGS), model, args.pool, checked=True, env=env) as server:
                 outcome = soak(server, chosen)
                 if outcome.failures:

@@ -1,13 +1,12 @@
-"""Facts of the GPU machine that the rest of the programme rests on."""
+"""Facts of the machine that the rest of the programme rests on."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, Iterable
 
 from bench.common import ROOT
 
@@ -35,14 +34,13 @@ def facts(seconds: float) -> dict[str, Any]:
         "gpu": output("nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv"),
         "nvcc": output(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc", "--version")[-120:],
         "gcc": output("gcc", "--version").split("\n")[0],
-        "disk": shutil.disk_usage("/")._asdict(),
         "cuda_memory_is_shared": shared.endswith("shared"),
         "cuda_memory_said": shared[-600:],
         "doctor": output(sys.executable, "-m", "tgvkv_sglang.cli.main", "doctor", timeout=left),
     }
 
 
-def needed_flags(rows: list[dict]) -> tuple[str, ...]:
+def needed_flags(rows: Iterable[dict]) -> tuple[str, ...]:
     """Server flags that follow from the machine's facts, where they were measured."""
     for row in rows:
         if row["kind"] == "environment" and row.get("figures", {}).get("cuda_memory_is_shared") is False:

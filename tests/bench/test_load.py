@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-
 import httpx
 import pytest
 
-from bench.load import Run, missing, read_runs, save
-from bench.load_client import LoadClient
-from bench.load_traffic import Traffic, plan_chats
-from bench.stats import Turn, summarise
+from bench.client import hold_chats
+from bench.common import RESULTS, Store
+from bench.figures import Turn, summarise
+from bench.load import Run, write_table
+from bench.traffic import Traffic, plan_chats
+from tests.bench.scripted import ScriptedServer, piece
 
 
 def test_traffic_is_its_seed():
@@ -25,7 +24,7 @@ def test_traffic_is_its_seed():
 
 @pytest.mark.parametrize("reuse, images", [(0.0, 30), (1.0, 1)])
 def test_reuse(reuse, images):
-    assert len({chat.image for chat in plan_chats(Traffic(chats=30, reuse=reuse))}) == images
+    assert len({chat.pictures for chat in plan_chats(Traffic(chats=30, reuse=reuse))}) == images
 
 
 def test_the_mean_rate_is_the_rate_asked_for():
@@ -61,43 +60,26 @@ def test_figures_of_nothing():
         summarise([], 0, 1, 1)
 
 
-class ScriptedServer:
-    """Streams ``answer N``, a character a piece; the prompt's earlier tokens are always cached."""
-
-    def __init__(self, fail_at: int | None = None):
-        self.bodies, self.fail_at = [], fail_at
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content)
-        self.bodies.append(body)
-        if len(self.bodies) - 1 == self.fail_at:
-            return httpx.Response(503, text="no")
-        earlier = len(body["messages"]) - 1
-        pieces = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
-        for i, letter in enumerate(f"answer {earlier}"[: body["max_tokens"]], 1):
-            usage = {"prompt_tokens": 10 * (earlier + 1), "completion_tokens": i,
-                     "prompt_tokens_details": {"cached_tokens": 10 * earlier}}  # fmt: skip
-            pieces.append({"choices": [{"delta": {"content": letter}}], "usage": usage})
-        lines = [f"data: {json.dumps(piece)}\n\n" for piece in pieces] + ["data: [DONE]\n\n"]
-        return httpx.Response(200, text="".join(lines), headers={"content-type": "text/event-stream"})
+def letters(body: dict) -> list[dict]:
+    """``answer N``, a character a piece; the prompt's earlier tokens are always cached."""
+    earlier = len(body["messages"]) - 1
+    text = f"answer {earlier}"[: body["max_tokens"]]
+    return [piece(letter, 10 * (earlier + 1), i, 10 * earlier) for i, letter in enumerate(text, 1)]
 
 
 def held(server: ScriptedServer, **settings):
     traffic = Traffic(think=0, side=32, **settings)
-
-    async def run():
-        client = LoadClient("http://scripted", traffic, transport=httpx.MockTransport(server))
-        return await client.run(plan_chats(traffic))
-
-    return asyncio.run(run())
+    transport = httpx.MockTransport(server)
+    return hold_chats("http://scripted", plan_chats(traffic), traffic.at_once, resident=True, transport=transport)
 
 
 @pytest.mark.parametrize("rate", (0.0, 1000.0))
 def test_chats_continue_with_the_servers_own_words(rate):
-    server = ScriptedServer()
-    turns, seconds, resident = held(server, users=2, chats=5, turns=3, rate=rate)
+    server = ScriptedServer(letters)
+    done = held(server, users=2, chats=5, turns=3, rate=rate)
+    turns = done.turns
     assert len(turns) == 15 and not [turn for turn in turns if turn.error]
-    assert resident == 5 and seconds > 0
+    assert done.resident == done.finished == 5 and done.seconds > 0
     last = [body["messages"] for body in server.bodies if len(body["messages"]) == 5]
     assert len(last) == 5
     for messages in last:
@@ -109,18 +91,46 @@ def test_chats_continue_with_the_servers_own_words(rate):
 
 
 def test_a_refused_turn_is_an_error_and_ends_its_chat():
-    turns, _, resident = held(ScriptedServer(fail_at=1), users=1, chats=2, turns=2)
-    assert [turn.error is not None for turn in turns] == [False, True, False, False]
-    assert "503" in turns[1].error and resident == 1
+    done = held(ScriptedServer(letters, fail_at=1), users=1, chats=2, turns=2)
+    assert [turn.error is not None for turn in done.turns] == [False, True, False, False]
+    assert "503" in done.turns[1].error and done.resident == done.finished == 1
+
+
+def test_a_server_that_does_not_count_its_tokens():
+    server = ScriptedServer(lambda body: [{"choices": [{"delta": {"content": letter}}]} for letter in "abc"])
+    done = held(server, users=1, chats=1, turns=1)
+    assert [turn.tokens for turn in done.turns] == [[1, 2, 3]]
 
 
 def test_finished_runs_are_not_repeated(tmp_path):
     runs = [Run("stock", ("--x",), 100, (1.0, 2.0), Traffic(users=users)) for users in (1, 2)]
     path = tmp_path / "load.json"
-    assert missing(runs, read_runs(path)) == runs
-    save(path, {runs[0].key: {**runs[0].settings(), "ttft_p50_ms": 1.5}})
-    assert missing(runs, read_runs(path)) == [runs[1]]
-    assert len(path.with_suffix(".csv").read_text().splitlines()) == 2
-    path.write_text("{}")
-    with pytest.raises(SystemExit, match="load.json"):
-        read_runs(path)
+    assert not Store(path).done
+    Store(path).add(runs[0].key, {**runs[0].settings(), "ttft_p50_ms": 1.5})
+    assert Store(path).done == {runs[0].key} and runs[1].key != runs[0].key
+    assert not Store(path, fresh=True).runs
+    write_table(tmp_path / "load.csv", Store(path).runs)
+    assert len((tmp_path / "load.csv").read_text().splitlines()) == 2
+
+
+def test_a_failed_run_is_repeated(tmp_path):
+    store = Store(tmp_path / "x.json")
+    store.add("a", {"error": "it broke"})
+    assert not store.done and list(Store(tmp_path / "x.json").runs) == ["a"]
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"runs": []}', "{", '{"runs": null}'])
+def test_a_file_that_is_no_result_is_refused_and_kept(tmp_path, content):
+    path = tmp_path / "load.json"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match="load.json is no result .*another --out"):
+        Store(path)
+    assert path.read_text() == content
+
+
+def test_keys_of_results_that_were_committed_before_are_still_the_same():
+    """Else ``bench.load`` would measure again what README shows."""
+    for key, row in Store(RESULTS / "load-cpu.json").runs.items():
+        traffic = Traffic(**{name: row[name] for name in Traffic().as_dict()})
+        slo = (row["slo_ttft_ms"], row["slo_itl_ms"])
+        assert Run(row["server"], tuple(row["flags"]), row["pool"], slo, traffic).key == key

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import tarfile
 
 import pytest
 
-from bench.gpu import install, pack
+from tools.airgap import background, install, modules, pack, verify
 
 
 def test_packages_are_pinned():
@@ -28,15 +31,15 @@ def test_pruning_spares_what_a_server_loads():
         assert not pack.pruned(kept), kept
 
 
-def packed(tmp_path, monkeypatch, part_bytes: int):
-    """A packing of a few small files, cut into parts of ``part_bytes``."""
+def packed(tmp_path, monkeypatch, part_bytes: int | None):
+    """A packing of a few small files, cut into parts of ``part_bytes`` (None: not cut)."""
     out = tmp_path / "out"
     for name in ("site/sglang/a.py", "modules/tvm-ffi/x/x.so", "modules/triton/y", "modules/aot/m/m.so"):
         path = out / name
         path.parent.mkdir(parents=True)
         path.write_text(name * 50)
-    monkeypatch.setattr(pack, "MIB", part_bytes)
-    pack.make_parts(out, 1)
+    monkeypatch.setattr(pack, "MIB", part_bytes or 1)
+    pack.make_parts(out, part_bytes and 1)
     return out / "parts"
 
 
@@ -54,7 +57,8 @@ def test_parts_come_together_on_the_other_side(tmp_path, monkeypatch):
 
 
 def test_a_damaged_part_is_refused(tmp_path, monkeypatch):
-    parts = packed(tmp_path, monkeypatch, 10**6)
+    parts = packed(tmp_path, monkeypatch, None)
+    assert [folder.name for folder in parts.iterdir()] == ["1"]
     path = parts / "1" / "part-1"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     with pytest.raises(SystemExit, match="part-1 arrived damaged"):
@@ -62,7 +66,7 @@ def test_a_damaged_part_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_parts_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="carry"):
+    with pytest.raises(SystemExit, match="name a folder that pack.py made"):
         install.store(tmp_path, tmp_path / "to")
 
 
@@ -86,3 +90,59 @@ def test_the_plugin_is_registered_as_pip_would(tmp_path):
 def test_archives_name_nobody(tmp_path):
     info = pack.anonymous(tarfile.TarInfo("x"))
     assert (info.uid, info.gid, info.uname, info.gname) == (0, 0, "root", "root")
+
+
+def test_a_part_in_the_checkout_must_be_ignored_by_git(tmp_path):
+    pack.check_ignored(tmp_path)
+    with pytest.raises(SystemExit, match="git does not ignore tools/here.*exclude"):
+        pack.check_ignored(pack.ROOT / "tools" / "here")
+
+
+@pytest.mark.parametrize("tool", [pack, install, modules, verify])
+def test_help_names_commands_that_exist(tool, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tool", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        tool.main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0 and ("tools.airgap." in said or "tools/airgap/" in said)
+    for path in re.findall(r"tools/airgap/[\w.]+", said):
+        assert (pack.ROOT / path).is_file(), path
+
+
+def test_what_is_copied_beside_the_packages_can_run_the_benchmark(tmp_path):
+    install.copy_sources(tmp_path)
+    code = "import bench.gpu.__main__ as run, sys; sys.exit(run.main(['--plan']))"
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}/src:{tmp_path}/src/triton_kernels"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "src", env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "qwen-tight" in done.stdout, done.stderr
+
+
+# -- commands that outlive their session -------------------------------------------------------------------------------
+
+
+def test_a_command_is_followed_to_its_end(tmp_path, capsys):
+    keep, out = tmp_path / "keep", tmp_path / "out"
+    code = f"import pathlib; print('measured'); pathlib.Path({str(keep)!r}, 'r.json').write_text('{{}}')"
+    assert background.main([str(keep), "start", sys.executable, "-c", code]) == 0
+    assert background.follow(keep, out, 60)
+    assert "measured" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["r.json", "run.txt"]
+    assert background.running(keep) is None
+
+
+def test_a_second_command_is_refused_while_one_runs(tmp_path, capsys):
+    pid = background.start(tmp_path, [sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        with pytest.raises(SystemExit, match=f"process {pid}"):
+            background.start(tmp_path, ["true"])
+        assert background.main([str(tmp_path), "follow", "--seconds", "0"]) == 0
+        assert "still running" in capsys.readouterr().out
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def test_nothing_started_has_ended(tmp_path):
+    assert background.follow(tmp_path, None, 60)
+    with pytest.raises(SystemExit):
+        background.main([str(tmp_path), "start"])
