@@ -7,7 +7,7 @@ import io
 import itertools
 import random
 import zlib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Iterator
 
 import numpy as np
@@ -95,9 +95,6 @@ class Traffic:
         if self.think < 0 or self.rate < 0 or not 0 <= self.reuse <= 1:
             raise ValueError(f"think and rate must be >= 0 and reuse in [0, 1], got {self.think!r}, {self.rate!r}, "
                              f"{self.reuse!r}")  # fmt: skip
-
-    def as_dict(self) -> dict:
-        return asdict(self)
 
     @property
     def at_once(self) -> int:

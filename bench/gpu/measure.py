@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -14,7 +16,6 @@ from typing import Any, Callable, Iterator, Sequence
 from bench.client import hold_chats
 from bench.common import ROOT, Store, header
 from bench.figures import Turn, error_messages, first_tokens, window
-from bench.gpu import environment
 from bench.gpu.equality import measure_equal
 from bench.gpu.programme import Cell, Part, ServerSpec
 from bench.gpu.servers import Setup, information, running
@@ -23,6 +24,7 @@ from bench.soak_check import TOLERANCES
 from bench.traffic import Load
 from tgvkv_sglang.testing.server import Server
 
+FIELDS = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,pstate"
 MARGIN_S = 3.0
 LIMIT_S = 120.0
 """What a cell may take beyond twice its time before it is given up."""
@@ -60,6 +62,26 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
+def output(*command: str, timeout: float = 30.0) -> str:
+    """What a command prints, or why it did not."""
+    try:
+        env = {**os.environ, "COLUMNS": "160"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, env=env)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{type(error).__name__}: {error}"
+    return (done.stdout + done.stderr)[-12_000:].strip()
+
+
+def measure_environment(cell: Cell, context: Context) -> dict[str, Any]:
+    """GPU, tools, and what ``tgvkv doctor`` says."""
+    return {
+        "gpu": output("nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv"),
+        "nvcc": output(os.environ.get("CUDA_HOME", "/usr/local/cuda") + "/bin/nvcc", "--version")[-120:],
+        "gcc": output("gcc", "--version").split("\n")[0],
+        "doctor": output(sys.executable, "-m", "tgvkv_sglang.cli.main", "doctor", timeout=cell.seconds),
+    }
+
+
 def run_load(server: Server, load: Load, seconds: float) -> list[Turn]:
     server.flush()
     return hold_chats(server.url, load.chats(), load.users, seconds=seconds).turns
@@ -71,7 +93,7 @@ def measure_kernels(cell: Cell, context: Context) -> dict[str, Any]:
     path = context.store.path.with_name(name)
     command = [sys.executable, str(ROOT / "triton_kernels" / "benchmark.py"), "--commit", context.setup.commit]
     command += ["--out", str(path), *(["--main"] if cell.kind == "kernels" else [])]
-    said = environment.output(*command, timeout=3 * cell.seconds)
+    said = output(*command, timeout=3 * cell.seconds)
     if not path.is_file():
         if context.setup.cpu:
             return {"skipped": said[-2000:]}
@@ -109,7 +131,7 @@ def measure_soak(cell: Cell, context: Context) -> dict[str, Any]:
 
 
 MEASURES: dict[str, Callable[[Cell, Context], dict[str, Any]]] = {
-    "environment": lambda cell, context: environment.facts(cell.seconds),
+    "environment": measure_environment,
     "kernels": measure_kernels,
     "all-kernels": measure_kernels,
     "load": measure_load,
@@ -157,8 +179,6 @@ def measure_cell(part: Part, cell: Cell, context: Context) -> None:
 
 def measure_part(part: Part, cells: Sequence[Cell], setup: Setup, store: Store) -> None:
     """Start what the cells need, measure them in order, stop everything."""
-    if not setup.cpu:
-        setup = replace(setup, flags=(*setup.flags, *environment.needed_flags(store.runs.values())))
     began = time.monotonic()
     with running(needed(part, cells), setup) as (alive, failed):
         for name, server in list(alive.items()):

@@ -11,7 +11,6 @@ from dataclasses import replace
 import pytest
 
 from bench.common import Store
-from bench.gpu import environment as machine
 from bench.gpu import measure
 from bench.gpu.measure import HungError, measure_part, needed, time_limit
 from bench.gpu.programme import Cell, Part, ServerSpec, choose, cpu_programme, gpu_programme, part_seconds
@@ -223,25 +222,9 @@ def test_a_time_limit_ends_with_its_block():
         time.sleep(10)
 
 
-def test_server_flags_follow_from_the_machine(tmp_path, monkeypatch):
-    seen = []
-
-    @contextmanager
-    def note(specs, setup):
-        seen.append(setup.flags)
-        with no_servers(specs, setup) as nothing:
-            yield nothing
-
-    monkeypatch.setattr(measure, "running", note)
-    store = Store(tmp_path / "r.json")
-    store.add("x", {"kind": "environment", "figures": {"cuda_memory_is_shared": False}})
-    measure_part(PARTS[0], PARTS[0].cells, Setup(False, tmp_path, ("--mine",)), store)
-    assert seen == [("--mine", *machine.CPU_FEATURES)]
-
-
 def test_a_command_that_cannot_run_says_why():
-    assert "FileNotFoundError" in machine.output("/no/such/program")
-    assert "TimeoutExpired" in machine.output(sys.executable, "-c", "import time; time.sleep(60)", timeout=0.2)
+    assert "FileNotFoundError" in measure.output("/no/such/program")
+    assert "TimeoutExpired" in measure.output(sys.executable, "-c", "import time; time.sleep(60)", timeout=0.2)
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import httpx
 import pytest
 
 from bench.client import hold_chats
-from bench.common import RESULTS, Store
+from bench.common import RESULTS, STOCK, Arm, Store, key_of
 from bench.figures import Turn, summarise
-from bench.load import Run, write_table
+from bench.load import arguments, planned, settings, write_table
 from bench.traffic import Traffic, plan_chats
 from tests.bench.scripted import ScriptedServer, piece
 
@@ -103,11 +105,11 @@ def test_a_server_that_does_not_count_its_tokens():
 
 
 def test_finished_runs_are_not_repeated(tmp_path):
-    runs = [Run("stock", ("--x",), 100, (1.0, 2.0), Traffic(users=users)) for users in (1, 2)]
+    runs = [settings(STOCK, 100, (1.0, 2.0), Traffic(users=users)) for users in (1, 2)]
     path = tmp_path / "load.json"
     assert not Store(path).done
-    Store(path).add(runs[0].key, {**runs[0].settings(), "ttft_p50_ms": 1.5})
-    assert Store(path).done == {runs[0].key} and runs[1].key != runs[0].key
+    Store(path).add(key_of(runs[0]), {**runs[0], "ttft_p50_ms": 1.5})
+    assert Store(path).done == {key_of(runs[0])} and key_of(runs[1]) != key_of(runs[0])
     assert not Store(path, fresh=True).runs
     write_table(tmp_path / "load.csv", Store(path).runs)
     assert len((tmp_path / "load.csv").read_text().splitlines()) == 2
@@ -131,6 +133,14 @@ def test_a_file_that_is_no_result_is_refused_and_kept(tmp_path, content):
 def test_keys_of_results_that_were_committed_before_are_still_the_same():
     """Else ``bench.load`` would measure again what README shows."""
     for key, row in Store(RESULTS / "load-cpu.json").runs.items():
-        traffic = Traffic(**{name: row[name] for name in Traffic().as_dict()})
+        traffic = Traffic(**{name: row[name] for name in asdict(Traffic())})
         slo = (row["slo_ttft_ms"], row["slo_itl_ms"])
-        assert Run(row["server"], tuple(row["flags"]), row["pool"], slo, traffic).key == key
+        assert key_of(settings(Arm(row["server"], tuple(row["flags"])), row["pool"], slo, traffic)) == key
+
+
+def test_the_runs_that_readme_shows_are_planned_as_they_were():
+    words = ["--users", "2", "6", "12", "--rate", "0.5", "1.5"]
+    args = arguments().parse_args(words)
+    keys = {key_of(settings(arm, args.pool, (args.slo_ttft_ms, args.slo_itl_ms), load))
+            for arm, loads in planned(args) for load in loads}  # fmt: skip
+    assert keys == Store(RESULTS / "load-cpu.json").done
