@@ -51,20 +51,19 @@ async def stream(http: httpx.AsyncClient, path: str, body: dict) -> AsyncIterato
 
 @dataclass
 class Held:
-    """What came of some chats: their turns, how many chats were finished, the time they took, and how many of them
-    were resident afterwards (None: not asked)."""
+    """What came of some chats: ``finished`` of them, in ``seconds``; ``resident`` were cached afterwards, or None."""
 
     turns: list[Turn]
     finished: int
     seconds: float
-    resident: int | None = None
+    resident: int | None
 
 
 class ChatClient:
     """Holds planned chats with one server; use :func:`hold_chats`."""
 
-    def __init__(self, http: httpx.AsyncClient, model: str = "default", progress: Callable[[], None] = lambda: None):
-        self.http, self.model, self.progress = http, model, progress
+    def __init__(self, http: httpx.AsyncClient, progress: Callable[[], None]):
+        self.http, self.progress = http, progress
         self.turns: list[Turn] = []
         self.finished: dict[int, list[dict]] = {}
         self.began = time.perf_counter()
@@ -79,7 +78,7 @@ class ChatClient:
         piece of text is one.
         """
         body = {
-            "model": self.model, "messages": messages, "temperature": 0, "max_tokens": max_tokens, "stream": True,
+            "model": "default", "messages": messages, "temperature": 0, "max_tokens": max_tokens, "stream": True,
             "stream_options": {"include_usage": True, "continuous_usage_stats": True}, **options,
         }  # fmt: skip
         text, count = "", 0
@@ -156,16 +155,9 @@ class ChatClient:
         return resident
 
 
-def hold_chats(
-    url: str,
-    chats: Iterable[PlannedChat],
-    users: int,
-    *,
-    seconds: float | None = None,
-    resident: bool = False,
-    progress: Callable[[], None] = lambda: None,
-    transport: httpx.AsyncBaseTransport | None = None,
-) -> Held:
+def hold_chats(url: str, chats: Iterable[PlannedChat], users: int, *, seconds: float | None = None,
+               resident: bool = False, progress: Callable[[], None] = lambda: None,
+               transport: httpx.AsyncBaseTransport | None = None) -> Held:  # fmt: skip
     """Hold chats with the server at ``url``; blocks until done.
 
     Args:
@@ -176,9 +168,9 @@ def hold_chats(
 
     async def run() -> Held:
         async with connect(url, transport=transport) as http:
-            client = ChatClient(http, progress=progress)
+            client = ChatClient(http, progress)
             took = await client.hold(chats, users, seconds)
             count = await client.count_resident() if resident else None
-            return Held(client.turns, len(client.finished), took, count)
+        return Held(client.turns, len(client.finished), took, count)
 
     return asyncio.run(run())

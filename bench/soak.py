@@ -41,6 +41,8 @@ FLAGS = ("--chunked-prefill-size", "64")
 RETRACT = {"SGLANG_TEST_RETRACT": "1"}
 REQUEST_LIMIT_S = 240.0
 IDLE_LIMIT_S = 120.0
+TROUBLE = (httpx.HTTPError, requests.RequestException, RuntimeError)
+OWNERS = ("available", "evictable", "protected", "uncached")
 FATES = ("finish",) * 8 + ("abort", "close")
 
 
@@ -194,29 +196,17 @@ class Soak:
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
-    async def flush(self) -> bool:
-        deadline = time.monotonic() + IDLE_LIMIT_S
-        while time.monotonic() < deadline:
-            if (await self.http.post("/flush_cache")).status_code == 200:
-                return True
-            await asyncio.sleep(0.1)
-        self.fail(f"the server was not idle {IDLE_LIMIT_S:.0f} s after the last request (a request hangs)")
-        return False
-
-    async def count_slots(self) -> None:
+    def count_slots(self) -> None:
         """On a flushed server the same small request must always leave the same numbers of slots."""
-        if not await self.flush():
-            return
-        reply = await self.http.post("/generate", json=Server.body(chat("Count."), (), max_new_tokens=4))
-        reply.raise_for_status()
+        self.server.flush(IDLE_LIMIT_S)
+        self.server.generate(chat("Count."), max_new_tokens=4)
         deadline = time.monotonic() + 20
         while True:
-            memory = {name: count for name, count in self.server.memory().items()
-                      if name in ("available", "evictable", "protected", "uncached")}  # fmt: skip
+            memory = {name: count for name, count in self.server.memory().items() if name in OWNERS}
             expected = self.outcome.memory[0] if self.outcome.memory else memory
             if memory == expected or time.monotonic() > deadline:
                 break
-            await asyncio.sleep(0.2)  # the log may lag behind the answer
+            time.sleep(0.2)  # the log may lag behind the answer
         self.outcome.memory.append(memory)
         if memory != expected or sum(memory.values()) != self.server.tokens:
             self.fail(f"slots after a flush: {memory}, on the fresh server {expected}, pool {self.server.tokens}")
@@ -227,13 +217,13 @@ class Soak:
             self.gate.clear()
             while self.busy:
                 await asyncio.sleep(0.05)
-            await self.count_slots()
+            await asyncio.to_thread(self.count_slots)
             self.gate.set()
 
     # -- all of it ---------------------------------------------------------------------------------------------------
 
     async def _soak(self, start: float, deadline: float) -> None:
-        await self.count_slots()
+        await asyncio.to_thread(self.count_slots)
         with tqdm(total=round(self.plan.seconds), desc="soaking", unit="s") as bar:
             async with asyncio.TaskGroup() as tasks:  # one that fails ends them all
                 ticker = tasks.create_task(_tick(bar, start))
@@ -247,10 +237,10 @@ class Soak:
         async with self.http:
             try:
                 await self._soak(start, start + self.plan.seconds)
-                await self.count_slots()
-            except* httpx.HTTPError as group:
+                await asyncio.to_thread(self.count_slots)
+            except* TROUBLE as group:
                 first = group.exceptions[0]
-                self.fail(f"the server does not answer: {type(first).__name__} {first}")
+                self.fail(f"the server does not answer, or a request hangs: {type(first).__name__} {first}")
         return self.outcome
 
 
@@ -263,15 +253,12 @@ async def _tick(bar: tqdm, start: float) -> None:
 def soak(server: Server, plan: Plan) -> Outcome:
     """Soak a live, memory-checked server of ours (see the module docstring); blocks until done."""
 
-    async def run() -> Outcome:
-        return await Soak(server, plan).run()
-
     began = time.monotonic()
-    outcome = asyncio.run(run())
+    outcome = asyncio.run(Soak(server, plan).run())
     if server.alive():
         try:
             outcome.add(replay(server, outcome.finished, plan.tolerance, plan.seed, plan.replays, plan.replay_seconds))
-        except (requests.RequestException, RuntimeError) as error:
+        except TROUBLE as error:
             outcome.failures.append(f"the server does not answer: {type(error).__name__} {error}")
     if not server.alive():
         outcome.failures.append("the server died.\n" + server.log_tail())
@@ -316,11 +303,10 @@ def show(outcome: Outcome, console: Console) -> None:
     table = Table(title=f"soak, {outcome.seconds:.0f} s")
     table.add_column("what")
     table.add_column("count", justify="right")
-    for name, count in sorted(outcome.counts.items()):
+    verdicts = {f"compared with a fresh answer: {name}": count for name, count in sorted(outcome.verdicts.items())}
+    flushes = {"flushes of the idle server, slots all there": len(outcome.memory)}
+    for name, count in {**dict(sorted(outcome.counts.items())), **verdicts, **flushes}.items():
         table.add_row(name, str(count))
-    for name, count in sorted(outcome.verdicts.items()):
-        table.add_row(f"compared with a fresh answer: {name}", str(count))
-    table.add_row("flushes of the idle server, slots all there", str(len(outcome.memory)))
     console.print(table)
 
 

@@ -99,14 +99,8 @@ def measure_kernels(cell: Cell, context: Context) -> dict[str, Any]:
             return {"skipped": said[-2000:]}
         raise RuntimeError(said[-2000:])
     rows = json.loads(path.read_text())["rows"]
-    views = [row.get("share_of_roof") for row in rows if row["kernel"] == "view_attention" and not row.get("wrong")]
-    return {
-        "rows": len(rows),
-        "wrong": [f"{row['kernel']} {row['shape']}" for row in rows if row.get("wrong")],
-        "view_attention_best_share_of_roof": max((share for share in views if share is not None), default=None),
-        "file": name,
-        "said": said[-400:],
-    }
+    wrong = [f"{row['kernel']} {row['shape']}" for row in rows if row.get("wrong")]
+    return {"rows": len(rows), "wrong": wrong, "file": name, "said": said[-400:]}
 
 
 def measure_load(cell: Cell, context: Context) -> dict[str, Any]:

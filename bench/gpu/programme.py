@@ -15,12 +15,9 @@ from bench.traffic import Load
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """One server of a part.
+    """One server of a part: a model of :mod:`bench.gpu.models`, ``--attention-backend``, slots of the KV pool, flags.
 
-    Attributes:
-        model: a name of ``models.model_directory``.
-        backend: the ``--attention-backend``. flags: what else it is started with. pool: slots of its KV pool.
-        checked: SGLang checks its memory in every batch (strict, slow): for the stress run alone.
+    ``checked``: SGLang checks its memory in every batch (strict, slow); for the stress run alone.
     """
 
     name: str
