@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import os
 import re
@@ -9,9 +11,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+import types
 
 import pytest
 
+from bench.gpu.programme import gpu_programme
 from tools.airgap import background, install, modules, pack, verify
 
 
@@ -115,6 +119,38 @@ def test_what_is_copied_beside_the_packages_can_run_the_benchmark(tmp_path):
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}/src:{tmp_path}/src/triton_kernels"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "src", env=env, capture_output=True, text=True)
     assert done.returncode == 0 and "qwen-tight" in done.stdout, done.stderr
+
+
+def test_what_verify_runs_imports_what_there_is():
+    for code in (verify.IMPORTS, verify.COMMANDS, verify.MODULES, verify.KERNELS):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("bench", "tools"):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), node.module
+
+
+def test_verify_asks_sglang_about_every_servers_arguments(tmp_path, monkeypatch, capsys):
+    """With a stand-in for SGLang's own parser, which finds the flags of every server of the programme in order."""
+    seen = []
+
+    def parse(words):
+        after = dict(zip(words, words[1:], strict=False))
+        seen.append(after)
+        assert "--mm-attention-backend=triton_attn" in words and after["--port"] == "30000"
+        graphs = types.SimpleNamespace(decode=types.SimpleNamespace(backend="full"))
+        return types.SimpleNamespace(attention_backend=after["--attention-backend"], device="cuda",
+                                     cuda_graph_config=graphs, disable_overlap_schedule=False,
+                                     disable_radix_cache=False)  # fmt: skip
+
+    for name, content in (("plugins", {"load_plugins": lambda: None}), ("server_args", {"prepare_server_args": parse})):
+        monkeypatch.setitem(sys.modules, f"sglang.srt.{name}", types.SimpleNamespace(**content))
+    for name in ("sglang", "sglang.srt"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr("bench.gpu.models.model_directory", lambda name, under: tmp_path)
+    monkeypatch.setattr(sys, "argv", ["verify", str(tmp_path)])
+    exec(verify.COMMANDS, {})
+    servers = [server for part in gpu_programme() for server in part.servers]
+    assert len(seen) == len(servers) == 13 and "13 servers" in capsys.readouterr().out
 
 
 # -- commands that outlive their session -------------------------------------------------------------------------------
