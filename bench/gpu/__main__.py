@@ -119,7 +119,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = arguments()
     args = parser.parse_args(words)
     parts = checked(args, parser)
-    store = Store((args.out or (args.work if args.dry_run else RESULTS)) / FILE)
+    store = Store((args.out or (args.work if args.dry_run else RESULTS)) / FILE, fresh=args.dry_run)
     if args.plan:
         print(plan_text(parts, choose(parts, 60 * args.minutes, store.done), store.done))
         return 0
