@@ -117,7 +117,7 @@ class Soak:
             async with aclosing(stream(self.http, "/generate", request.body(rid, stream=True))) as pieces:
                 async for piece in pieces:
                     last, seen = piece, seen + 1
-                    if fate != "finish" and seen > stop_after:
+                    if fate in ("abort", "close") and seen > stop_after:
                         if fate == "close":
                             self.outcome.counts["connections closed mid-stream"] += 1
                             return None
