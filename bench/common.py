@@ -1,7 +1,8 @@
-"""What every benchmark shares: servers to compare, one after another, and the header that dates a result."""
+"""What every benchmark shares: servers to compare, the header that dates a result, and the file that keeps results."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -85,7 +86,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
     except FileNotFoundError:  # a machine without git
@@ -107,10 +108,10 @@ def header() -> dict[str, Any]:
     ``load_average_1m`` says how busy the machine was with everything, this benchmark included: speeds measured under a
     load above ``cores`` are lower than the machine's own.
     """
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "tgvkv_sglang", "triton_kernels", "bench")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "tgvkv_sglang", "triton_kernels", "bench")
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
+        "commit": git("rev-parse", "HEAD"),
         "uncommitted": sorted(line[3:] for line in (changed or "").splitlines()),
         "machine": {
             "processor": _processor(),
@@ -130,3 +131,50 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     staging = path.with_name(path.name + ".part")
     staging.write_text(json.dumps(content, indent=1) + "\n")
     staging.replace(path)
+
+
+def key_of(settings: dict[str, Any]) -> str:
+    """The same settings give the same key in every process."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Store:
+    """A JSON file of finished runs by the key of their settings, rewritten whole after each: what is in it is not
+    repeated, and a run that was stopped goes on where it was.
+
+    Args:
+        path: of the file; made when something is added.
+        fresh: forget what is there.
+
+    Raises:
+        SystemExit: the file is no such result.
+    """
+
+    def __init__(self, path: Path, fresh: bool = False):
+        self.path = path
+        self.content: dict[str, Any] = {"runs": {}}
+        if path.exists() and not fresh:
+            try:
+                self.content = json.loads(path.read_text())
+                self.runs.items()
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                trouble = f"{path} is no result of this benchmark ({type(error).__name__}: {error})"
+                raise SystemExit(f"{trouble}; move it away or give another --out") from error
+
+    @property
+    def runs(self) -> dict[str, dict[str, Any]]:
+        return self.content["runs"]
+
+    @property
+    def done(self) -> set[str]:
+        """Keys of the runs that need no repetition; one that failed does."""
+        return {key for key, row in self.runs.items() if "error" not in row}
+
+    def add(self, key: str, row: dict[str, Any]) -> None:
+        self.runs[key] = row
+        write_json(self.path, self.content)
+
+    def note(self, **facts: Any) -> None:
+        """Facts of the whole, beside the runs."""
+        self.content.update(facts)
+        write_json(self.path, self.content)

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
-import json
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -24,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from bench.common import RESULTS, STOCK, Arm, header, ours, serve, stand_in_model, write_json
-from bench.load_client import run_load
-from bench.load_traffic import Traffic, plan_chats
-from bench.stats import summarise
+from bench.client import hold_chats
+from bench.common import RESULTS, STOCK, Arm, Store, header, key_of, ours, serve, stand_in_model
+from bench.figures import error_messages, summarise
+from bench.traffic import Picture, Traffic, plan_chats
 
 FIGURES = (
     ("requests", "requests"), ("errors", "errors"), ("ttft_p50_ms", "time to first token p50 (ms)"),
@@ -38,65 +36,31 @@ FIGURES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Run:
-    """One measurement: a server (by name and flags), its pool, the SLO and the traffic."""
-
-    server: str
-    flags: tuple[str, ...]
-    pool: int | None
-    slo: tuple[float, float]
-    traffic: Traffic
-
-    @property
-    def load(self) -> str:
-        traffic = self.traffic
-        return f"{traffic.rate:g} chats/s" if traffic.rate else f"{traffic.users} users"
-
-    def settings(self) -> dict[str, Any]:
-        return {
-            "server": self.server, "load": self.load, "flags": list(self.flags), "pool": self.pool,
-            "slo_ttft_ms": self.slo[0], "slo_itl_ms": self.slo[1], **self.traffic.as_dict(),
-        }  # fmt: skip
-
-    @property
-    def key(self) -> str:
-        """The same settings give the same key in every process."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()[:16]
+def settings(arm: Arm, pool: int | None, slo: tuple[float, float], traffic: Traffic) -> dict[str, Any]:
+    """What a run is, and its key is made of: a server (by name and flags), its pool, the SLO (ms) and the traffic."""
+    load = f"{traffic.rate:g} chats/s" if traffic.rate else f"{traffic.users} users"
+    return {"server": arm.name, "load": load, "flags": list(arm.flags), "pool": pool, "slo_ttft_ms": slo[0],
+            "slo_itl_ms": slo[1], **asdict(traffic)}  # fmt: skip
 
 
-def read_runs(path: Path) -> dict[str, dict]:
-    """Finished runs by key; none when there is no file. Raises SystemExit for a file that is no result."""
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())["runs"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{path} is no result of bench.load ({error}); move it away or give another --out") from error
-
-
-def missing(runs: list[Run], done: dict[str, dict]) -> list[Run]:
-    return [run for run in runs if run.key not in done]
-
-
-def measure(run: Run, url: str) -> dict[str, Any]:
+def measure(url: str, run: dict[str, Any], traffic: Traffic) -> dict[str, Any]:
     """Flush the server, hold the chats, and return one row."""
     # The server flushes when it is idle, which it is a moment after its last answer.
     reply = requests.post(url + "/flush_cache", params={"timeout": 30}, timeout=60)
     if not reply.ok:
         raise RuntimeError(f"{url} did not flush its cache ({reply.status_code}): is somebody else using it?")
-    chats = plan_chats(run.traffic)
-    with tqdm(total=sum(len(chat.questions) for chat in chats), desc=f"{run.server}, {run.load}", unit="turn") as bar:
-        turns, seconds, resident = run_load(url, run.traffic, chats, bar.update)
-    row = summarise(turns, seconds, run.slo[0] / 1000, run.slo[1] / 1000)
-    errors = sorted({turn.error for turn in turns if turn.error})
-    return {**run.settings(), **row, "resident": resident, "error_messages": errors[:5], "measured": header()}
+    with tqdm(total=traffic.chats * traffic.turns, desc=f"{run['server']}, {run['load']}", unit="turn") as bar:
+        held = hold_chats(url, plan_chats(traffic), traffic.at_once, resident=True, progress=bar.update)
+    row = summarise(held.turns, held.seconds, run["slo_ttft_ms"] / 1000, run["slo_itl_ms"] / 1000)
+    found = {"resident": held.resident, "error_messages": error_messages(held.turns)}
+    return {**run, **row, **found, "measured": header()}
 
 
 def warm_up(url: str, traffic: Traffic) -> None:
     """A short chat about no planned image, so that the first measured request does not pay for lazy imports."""
     warm = replace(traffic, users=1, chats=1, turns=2, think=0, rate=0, seed=traffic.seed + 1_000_003)
-    run_load(url, warm, [replace(chat, image=10**6) for chat in plan_chats(warm)], lambda: None)
+    unseen = (Picture(10**6, traffic.side),)
+    hold_chats(url, [replace(chat, pictures=unseen) for chat in plan_chats(warm)], 1)
 
 
 @contextmanager
@@ -110,23 +74,21 @@ def _server(arm: Arm, args: argparse.Namespace) -> Iterator[str]:
             yield server.url
 
 
-def planned(args: argparse.Namespace) -> list[tuple[Arm, list[Run]]]:
-    """The runs of each server, in order."""
-    loads = [{"users": users, "rate": 0.0} for users in args.users] + [{"rate": rate} for rate in args.rate]
-    arms = [Arm(args.url, ())] if args.url else [arm for arm in (STOCK, ours(args.retention)) if arm.name in args.arms
-                                                 or arm.name.split("-")[0] in args.arms]  # fmt: skip
-    traffic = Traffic(chats=args.chats, turns=args.turns, think=args.think, reuse=args.reuse, side=args.side,
-                      max_tokens=args.max_tokens, seed=args.seed)  # fmt: skip
-    pool = None if args.url else args.pool
-    slo = (args.slo_ttft_ms, args.slo_itl_ms)
-    return [(arm, [Run(arm.name, arm.flags, pool, slo, replace(traffic, **load)) for load in loads]) for arm in arms]
+def planned(args: argparse.Namespace) -> list[tuple[Arm, list[Traffic]]]:
+    """The traffic of each run, by server, in order."""
+    names = ("chats", "turns", "think", "reuse", "side", "max_tokens", "seed")
+    traffic = Traffic(**{name: getattr(args, name) for name in names})
+    loads = [replace(traffic, users=users) for users in args.users]
+    loads += [replace(traffic, rate=rate) for rate in args.rate]
+    arms = [Arm(args.url, ())] if args.url else [arm for arm in (STOCK, ours(args.retention))
+                                                 if arm.name.split("-")[0] in args.arms]  # fmt: skip
+    return [(arm, loads) for arm in arms]
 
 
-def save(path: Path, runs: dict[str, dict]) -> None:
-    """Write the JSON file and, from it, the table."""
-    write_json(path, {"runs": runs})
+def write_table(path: Path, runs: dict[str, dict]) -> None:
+    """One row a run, of what fits a table."""
     rows = [{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in runs.values()]
-    with path.with_suffix(".csv").open("w", newline="") as out:
+    with path.open("w", newline="") as out:
         writer = csv.DictWriter(out, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -168,18 +130,20 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = arguments().parse_args()
-    done = {} if args.fresh else read_runs(args.out)
-    plan = planned(args)
-    for arm, runs in plan:
-        left = missing(runs, done)
+    store, keys = Store(args.out, args.fresh), []
+    for arm, loads in planned(args):
+        slo, pool = (args.slo_ttft_ms, args.slo_itl_ms), None if args.url else args.pool
+        runs = {key_of(run): (run, load) for load in loads for run in [settings(arm, pool, slo, load)]}
+        keys += runs
+        left = {key: run for key, run in runs.items() if key not in store.done}
         if not left:
             continue
         with _server(arm, args) as url:
-            warm_up(url, left[0].traffic)
-            for run in left:
-                done[run.key] = measure(run, url)
-                save(args.out, done)
-    rows = [done[run.key] for _, runs in plan for run in runs]
+            warm_up(url, loads[0])
+            for key, (run, load) in left.items():
+                store.add(key, measure(url, run, load))
+                write_table(args.out.with_suffix(".csv"), store.runs)
+    rows = [store.runs[key] for key in keys]
     show(rows, Console())
     try:
         from bench.plots import plot_load

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 from rich.console import Console
 from rich.table import Table
@@ -27,23 +26,6 @@ from tgvkv_sglang.testing.server import Server
 
 QUESTION = "What is it?"
 FOLLOW_UP = "More?"
-
-
-@dataclass(frozen=True)
-class Resident:
-    """One row: ``resident`` of ``conversations`` were still cached when asked again.
-
-    ``cached_share`` (0..1) is the cached part of all follow-ups' prompt tokens; the counts are in slots and tokens.
-    """
-
-    name: str
-    retention: float
-    pool: int
-    conversations: int
-    vision_tokens: int
-    first_prompt_tokens: int
-    resident: int
-    cached_share: float
 
 
 def count_resident(
@@ -72,7 +54,11 @@ def pool_size(conversations: int, vision_tokens: int, share: float) -> int:
     return math.ceil(conversations * vision_tokens * share)
 
 
-def measure(args: argparse.Namespace) -> list[Resident]:
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a server and retention: ``resident`` of ``conversations`` were still cached when asked again.
+
+    ``cached_share`` (0..1) is the cached part of all follow-ups' prompt tokens; the counts are in slots and tokens.
+    """
     vision = (args.side // GRID) ** 2
     pool = args.pool or pool_size(args.conversations, vision, args.share)
     rows = []
@@ -89,21 +75,23 @@ def measure(args: argparse.Namespace) -> list[Resident]:
                         found, length, share = count_resident(
                             server, args.conversations, args.side, retention, args.order, bar.update
                         )
-                        rows.append(
-                            Resident(name, retention or 1.0, pool, args.conversations, vision, length, found, share)
-                        )
+                        rows.append({
+                            "name": name, "retention": retention or 1.0, "pool": pool,
+                            "conversations": args.conversations, "vision_tokens": vision,
+                            "first_prompt_tokens": length, "resident": found, "cached_share": share,
+                        })  # fmt: skip
     return rows
 
 
-def show(rows: list[Resident], console: Console) -> None:
-    stock = rows[0].resident
-    table = Table(title=f"{rows[0].conversations} conversations, each with its own image of {rows[0].vision_tokens} "
-                  f"vision tokens; a pool of {rows[0].pool} slots")  # fmt: skip
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    stock = rows[0]["resident"]
+    table = Table(title="{conversations} conversations, each with its own image of {vision_tokens} vision tokens; "
+                        "a pool of {pool} slots".format_map(rows[0]))  # fmt: skip
     for name in ("server", "resident conversations", "over stock", "cached share of follow-ups"):
         table.add_column(name, justify="right")
     for row in rows:
-        ratio = f"{row.resident / stock:.1f} x" if stock else "-"
-        table.add_row(row.name, str(row.resident), ratio, f"{row.cached_share:.0%}")
+        ratio = f"{row['resident'] / stock:.1f} x" if stock else "-"
+        table.add_row(row["name"], str(row["resident"]), ratio, f"{row['cached_share']:.0%}")
     console.print(table)
 
 
@@ -121,9 +109,9 @@ def main() -> None:
     args = parser.parse_args()
     rows = measure(args)
     show(rows, Console())
-    stock = rows[0].resident
-    ratios = {row.name: round(row.resident / stock, 2) for row in rows[1:]} if stock else {}
-    write_json(args.out, {**header(), "order": args.order, "rows": [asdict(r) for r in rows], "over_stock": ratios})
+    stock = rows[0]["resident"]
+    ratios = {row["name"]: round(row["resident"] / stock, 2) for row in rows[1:]} if stock else {}
+    write_json(args.out, {**header(), "order": args.order, "rows": rows, "over_stock": ratios})
 
 
 if __name__ == "__main__":

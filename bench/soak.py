@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import random
 import shutil
@@ -20,17 +19,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import requests
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from bench.client import RefusedError, connect, stream
 from bench.common import RESULTS, header, ours, serve, stand_in_model, write_json
-from bench.soak_check import Finished, comparable, gaps_of, verdict
+from bench.soak_check import TOLERANCES, Finished, Replay, Tolerance, replay
 from bench.soak_traffic import Chat, Request, refused
 from tgvkv_sglang.testing.prompts import chat
 from tgvkv_sglang.testing.server import Server
@@ -39,19 +41,26 @@ FLAGS = ("--chunked-prefill-size", "64")
 RETRACT = {"SGLANG_TEST_RETRACT": "1"}
 REQUEST_LIMIT_S = 240.0
 IDLE_LIMIT_S = 120.0
+TROUBLE = (httpx.HTTPError, requests.RequestException, RuntimeError)
+OWNERS = ("available", "evictable", "protected", "uncached")
 FATES = ("finish",) * 8 + ("abort", "close")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a soak does. ``flush_every`` seconds the traffic pauses, and the idle server is flushed and counted."""
+    """What a soak does. ``flush_every`` seconds the traffic pauses, and the idle server is flushed and counted.
+
+    Afterwards ``replays`` answers are compared with fresh ones, for ``replay_seconds`` at most (None: all of them).
+    """
 
     seconds: float = 240.0
     clients: int = 12
     images: int = 6
     seed: int = 0
     flush_every: float = 30.0
-    replays: int = 150
+    replays: int | None = 150
+    replay_seconds: float | None = None
+    tolerance: Tolerance = TOLERANCES["float32"]
 
 
 @dataclass
@@ -64,6 +73,12 @@ class Outcome:
     memory: list[dict[str, int]] = field(default_factory=list)
     verdicts: Counter = field(default_factory=Counter)
     seconds: float = 0.0
+
+    def add(self, found: Replay) -> None:
+        self.verdicts = found.verdicts
+        self.failures += found.failures
+        self.counts["answers that can be compared exactly"] = found.candidates
+        self.counts["different answers among those compared"] = found.different_answers
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -80,13 +95,7 @@ class Soak:
 
     def __init__(self, server: Server, plan: Plan):
         self.server, self.plan, self.outcome = server, plan, Outcome()
-        self.http = httpx.AsyncClient(
-            base_url=server.url,
-            timeout=REQUEST_LIMIT_S,
-            trust_env=False,
-            # No connection is used twice: the server may close an idle one just as the next request goes out.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        )
+        self.http = connect(server.url, REQUEST_LIMIT_S)
         self.gate = asyncio.Event()
         self.gate.set()
         self.busy = 0
@@ -105,15 +114,10 @@ class Soak:
         stop_after = rng.randrange(request.max_new_tokens)
         last, seen = None, 0
         try:
-            async with self.http.stream("POST", "/generate", json=request.body(rid, stream=True)) as reply:
-                if reply.status_code != 200:
-                    self.fail(f"{rid}: HTTP {reply.status_code}: {(await reply.aread())[:300]!r}")
-                    return None
-                async for line in reply.aiter_lines():
-                    if not line.startswith("data: {"):
-                        continue
-                    last, seen = json.loads(line[6:]), seen + 1
-                    if fate != "finish" and seen > stop_after:
+            async with aclosing(stream(self.http, "/generate", request.body(rid, stream=True))) as pieces:
+                async for piece in pieces:
+                    last, seen = piece, seen + 1
+                    if fate in ("abort", "close") and seen > stop_after:
                         if fate == "close":
                             self.outcome.counts["connections closed mid-stream"] += 1
                             return None
@@ -122,6 +126,10 @@ class Soak:
         except httpx.HTTPError as error:
             self.fail(f"{rid}: {type(error).__name__} {error}")
             return None
+        except RefusedError as error:
+            if fate != "aborted":
+                self.fail(f"{rid}: {error}")
+                return None
         return self._judge(rid, request, last, aborted=fate == "aborted")
 
     def _judge(self, rid: str, request: Request, last: dict | None, aborted: bool) -> str | None:
@@ -188,29 +196,17 @@ class Soak:
 
     # -- memory ------------------------------------------------------------------------------------------------------
 
-    async def flush(self) -> bool:
-        deadline = time.monotonic() + IDLE_LIMIT_S
-        while time.monotonic() < deadline:
-            if (await self.http.post("/flush_cache")).status_code == 200:
-                return True
-            await asyncio.sleep(0.1)
-        self.fail(f"the server was not idle {IDLE_LIMIT_S:.0f} s after the last request (a request hangs)")
-        return False
-
-    async def count_slots(self) -> None:
+    def count_slots(self) -> None:
         """On a flushed server the same small request must always leave the same numbers of slots."""
-        if not await self.flush():
-            return
-        reply = await self.http.post("/generate", json=Server.body(chat("Count."), (), max_new_tokens=4))
-        reply.raise_for_status()
+        self.server.flush(IDLE_LIMIT_S)
+        self.server.generate(chat("Count."), max_new_tokens=4)
         deadline = time.monotonic() + 20
         while True:
-            memory = {name: count for name, count in self.server.memory().items()
-                      if name in ("available", "evictable", "protected", "uncached")}  # fmt: skip
+            memory = {name: count for name, count in self.server.memory().items() if name in OWNERS}
             expected = self.outcome.memory[0] if self.outcome.memory else memory
             if memory == expected or time.monotonic() > deadline:
                 break
-            await asyncio.sleep(0.2)  # the log may lag behind the answer
+            time.sleep(0.2)  # the log may lag behind the answer
         self.outcome.memory.append(memory)
         if memory != expected or sum(memory.values()) != self.server.tokens:
             self.fail(f"slots after a flush: {memory}, on the fresh server {expected}, pool {self.server.tokens}")
@@ -221,34 +217,13 @@ class Soak:
             self.gate.clear()
             while self.busy:
                 await asyncio.sleep(0.05)
-            await self.count_slots()
+            await asyncio.to_thread(self.count_slots)
             self.gate.set()
 
-    # -- content -----------------------------------------------------------------------------------------------------
-
-    async def replay(self) -> None:
-        """Ask a sample of the comparable requests again, each alone on a flushed server."""
-        candidates = [done for done in self.outcome.finished if comparable(done)]
-        self.outcome.counts["answers that can be compared exactly"] = len(candidates)
-        sample = random.Random(self.plan.seed).sample(candidates, min(self.plan.replays, len(candidates)))
-        fresh_answers = set()
-        for done in tqdm(sample, desc="comparing with fresh answers", unit="answer"):
-            if not await self.flush():
-                return
-            body = done.request.body(return_logprob=True, top_logprobs_num=2)
-            reply = await self.http.post("/generate", json=body)
-            reply.raise_for_status()
-            fresh = reply.json()
-            gaps = gaps_of(fresh["meta_info"]["output_top_logprobs"])
-            found = verdict(done.ids, fresh["output_ids"], gaps)
-            fresh_answers.add(tuple(fresh["output_ids"]))
-            self.outcome.verdicts[found] += 1
-            if found == "different":
-                self.fail(f"another answer than a fresh server's: {done} fresh {fresh['output_ids']} gaps {gaps}")
-        self.outcome.counts["different answers among those compared"] = len(fresh_answers)
+    # -- all of it ---------------------------------------------------------------------------------------------------
 
     async def _soak(self, start: float, deadline: float) -> None:
-        await self.count_slots()
+        await asyncio.to_thread(self.count_slots)
         with tqdm(total=round(self.plan.seconds), desc="soaking", unit="s") as bar:
             async with asyncio.TaskGroup() as tasks:  # one that fails ends them all
                 ticker = tasks.create_task(_tick(bar, start))
@@ -259,18 +234,13 @@ class Soak:
 
     async def run(self) -> Outcome:
         start = time.monotonic()
-        deadline = start + self.plan.seconds
         async with self.http:
             try:
-                await self._soak(start, deadline)
-                await self.count_slots()
-                await self.replay()
-            except* httpx.HTTPError as group:
+                await self._soak(start, start + self.plan.seconds)
+                await asyncio.to_thread(self.count_slots)
+            except* TROUBLE as group:
                 first = group.exceptions[0]
-                self.fail(f"the server does not answer: {type(first).__name__} {first}")
-        self.outcome.seconds = time.monotonic() - start
-        if not self.server.alive():
-            self.fail("the server died.\n" + self.server.log_tail())
+                self.fail(f"the server does not answer, or a request hangs: {type(first).__name__} {first}")
         return self.outcome
 
 
@@ -283,10 +253,17 @@ async def _tick(bar: tqdm, start: float) -> None:
 def soak(server: Server, plan: Plan) -> Outcome:
     """Soak a live, memory-checked server of ours (see the module docstring); blocks until done."""
 
-    async def run() -> Outcome:
-        return await Soak(server, plan).run()
-
-    return asyncio.run(run())
+    began = time.monotonic()
+    outcome = asyncio.run(Soak(server, plan).run())
+    if server.alive():
+        try:
+            outcome.add(replay(server, outcome.finished, plan.tolerance, plan.seed, plan.replays, plan.replay_seconds))
+        except TROUBLE as error:
+            outcome.failures.append(f"the server does not answer: {type(error).__name__} {error}")
+    if not server.alive():
+        outcome.failures.append("the server died.\n" + server.log_tail())
+    outcome.seconds = time.monotonic() - began
+    return outcome
 
 
 def sequential(server: Server, seed: int, chats: int, images: int) -> list[tuple[tuple[int, ...], int]]:
@@ -326,11 +303,10 @@ def show(outcome: Outcome, console: Console) -> None:
     table = Table(title=f"soak, {outcome.seconds:.0f} s")
     table.add_column("what")
     table.add_column("count", justify="right")
-    for name, count in sorted(outcome.counts.items()):
+    verdicts = {f"compared with a fresh answer: {name}": count for name, count in sorted(outcome.verdicts.items())}
+    flushes = {"flushes of the idle server, slots all there": len(outcome.memory)}
+    for name, count in {**dict(sorted(outcome.counts.items())), **verdicts, **flushes}.items():
         table.add_row(name, str(count))
-    for name, count in sorted(outcome.verdicts.items()):
-        table.add_row(f"compared with a fresh answer: {name}", str(count))
-    table.add_row("flushes of the idle server, slots all there", str(len(outcome.memory)))
     console.print(table)
 
 
@@ -355,7 +331,8 @@ def main() -> int:
             failures = repeat(model, args)
         else:
             env = RETRACT if args.retract else None
-            chosen = Plan(args.seconds, args.clients, args.images, args.seed, plan.flush_every, args.replays)
+            chosen = replace(plan, seconds=args.seconds, clients=args.clients, images=args.images, seed=args.seed,
+                             replays=args.replays)  # fmt: skip
             with serve(ours(args.retention, *FLAGS), model, args.pool, checked=True, env=env) as server:
                 outcome = soak(server, chosen)
                 if outcome.failures:

@@ -1,4 +1,4 @@
-"""Which answers of the soak must equal a fresh server's, and whether they do. Pure functions.
+"""Which answers of the soak must equal a fresh server's, and whether they do.
 
 A chat's answer may depend on what the server still held when it was asked, by design (docs/design.md, "Rules"):
 a follow-up attends to the whole image while it is there and to the view of it afterwards (rules 1 and 3); the very
@@ -15,14 +15,33 @@ exactly. What is left, and must be identical whatever happened around it:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Sequence
 
-from bench.soak_traffic import Request
+from tqdm import tqdm
 
-# A greedy choice whose two best logprobs are closer than this may go either way: the sums of a batch and of a single
-# request differ by some 1e-5 in float32.
-TOSS_UP = 1e-3
+from bench.soak_traffic import Request
+from tgvkv_sglang.testing.server import Server
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """What a batch and a single request may differ in.
+
+    Attributes:
+        toss_up: a greedy choice whose two best logprobs are closer may go either way.
+        same_selection: whether the same vision tokens must be kept. A rounding may decide between two at the border.
+    """
+
+    toss_up: float
+    same_selection: bool
+
+
+# Sums differ by some 1e-5 in float32. bfloat16 keeps 8 bits, and the stand-in model's logits reach 10 or so.
+TOLERANCES = {"float32": Tolerance(1e-3, True), "bfloat16": Tolerance(0.25, False)}
 
 
 @dataclass(frozen=True)
@@ -56,9 +75,50 @@ def first_difference(ids: Sequence[int], fresh: Sequence[int]) -> int | None:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(ids), len(fresh)))
 
 
-def verdict(ids: Sequence[int], fresh: Sequence[int], gaps: Sequence[float]) -> str:
+def verdict(ids: Sequence[int], fresh: Sequence[int], gaps: Sequence[float], toss_up: float) -> str:
     """``equal``, ``toss-up`` (they part where the fresh answer's choice was open) or ``different``."""
     at = first_difference(ids, fresh)
     if at is None:
         return "equal"
-    return "toss-up" if at < len(gaps) and gaps[at] < TOSS_UP else "different"
+    return "toss-up" if at < len(gaps) and gaps[at] < toss_up else "different"
+
+
+@dataclass
+class Replay:
+    """What asking again showed: verdicts, what must not be, how many could be asked, and how many answers differed from
+    each other (were they all alike, their equality would mean nothing)."""
+
+    candidates: int = 0
+    verdicts: Counter = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    different_answers: int = 0
+
+
+def replay(server: Server, finished: Sequence[Finished], tolerance: Tolerance, seed: int = 0, most: int | None = None,
+           seconds: float | None = None) -> Replay:  # fmt: skip
+    """Ask comparable requests again, in random order, each alone on a flushed server.
+
+    Args:
+        most: no more than so many. seconds: no new one after so many.
+    """
+    candidates = [done for done in finished if comparable(done)]
+    sample = random.Random(seed).sample(candidates, min(len(candidates), len(candidates) if most is None else most))
+    found, answers = Replay(len(candidates)), set()
+    began = time.monotonic()
+    for done in tqdm(sample, desc="comparing with fresh answers", unit="answer"):
+        if seconds is not None and time.monotonic() - began > seconds:
+            break
+        server.flush()
+        reply = server.post("/generate", done.request.body(return_logprob=True, top_logprobs_num=2))
+        reply.raise_for_status()
+        fresh = reply.json()
+        gaps = gaps_of(fresh["meta_info"]["output_top_logprobs"])
+        said = verdict(done.ids, fresh["output_ids"], gaps, tolerance.toss_up)
+        exact = tolerance.same_selection or not done.request.images or done.request.retention == 1.0
+        found.verdicts[said if exact else f"selected anew, {said}"] += 1
+        answers.add(tuple(fresh["output_ids"]))
+        if said == "different" and exact:
+            what = f"{done} fresh {fresh['output_ids']} gaps {gaps}"
+            found.failures.append(f"another answer than a fresh server's: {what}")
+    found.different_answers = len(answers)
+    return found

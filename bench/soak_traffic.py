@@ -8,15 +8,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Iterator
 
+from bench.traffic import words
 from tgvkv_sglang.testing.images import GRID, make_image, make_pair
 from tgvkv_sglang.testing.prompts import IMAGE, chat
 from tgvkv_sglang.testing.server import Server
 
 SIDES = ((6, 6), (8, 8), (6, 8), (4, 6))
-WORDS = (
-    *("red", "blue", "what", "where", "which", "picture", "corner", "left", "circle", "count"),
-    *("name", "the", "of", "in", "is", "there", "describe", "second"),
-)
 RETENTIONS = (None, 0.2, 1.0)
 OPENINGS = ("", "Look: ", "Here is a picture.\n")
 
@@ -89,7 +86,7 @@ class Chat:
         self.visual = self.rng.random() < 0.85
 
     def _question(self) -> str:
-        return " ".join(self.rng.choices(WORDS, k=self.rng.randint(2, 6))) + f" {self.rng.randint(0, 9999)}?"
+        return words(self.rng, 2, 6) + f" {self.rng.randint(0, 9999)}?"
 
     def requests(self) -> Iterator[Request]:
         """The turns; the caller calls :meth:`answer` between them."""

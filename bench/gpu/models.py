@@ -6,8 +6,10 @@ does not depend on what the weights are, and no machine without a network has an
 
 from __future__ import annotations
 
+from itertools import islice, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator
+from string import ascii_lowercase
+from typing import TYPE_CHECKING, Any, Iterator, Sequence
 
 from tgvkv_sglang.demo.bundle import DEMO_MODEL
 from tgvkv_sglang.demo.checkpoint import byte_tokenizer, new_directory
@@ -20,44 +22,26 @@ if TYPE_CHECKING:
 MAX_VISION_TOKENS = 4096
 MAX_LENGTH = 262144
 
-# Qwen/Qwen3-VL-8B-Instruct: the shape in its published configuration.
-QWEN3_VL_8B: dict[str, Any] = {
-    "text": {
-        "hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "rope_theta": 5_000_000.0,
-    },
-    "vision": {
-        "depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096,
-        "num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24],
-    },
-}  # fmt: skip
+TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim", "vocab_size", "rope_theta")  # fmt: skip
+VISION = ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "deepstack_visual_indexes")
 
-# LLaVA-NeXT-Mistral-7B's language shape (Mistral-7B) and a ViT-L in the Qwen3-VL architecture: SGLang 0.5.17's LLaVA
-# classes fetch their tower when they load, or send no image offsets. So this is not LLaVA's code, nor its image tokens.
-MISTRAL_7B: dict[str, Any] = {
-    "text": {
-        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 32064, "rope_theta": 1_000_000.0,
-    },
-    "vision": {
-        "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 4096,
-        "num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 23],
-    },
-}  # fmt: skip
 
-# For trying all of this on a CPU.
-SMALL: dict[str, Any] = {
-    "text": {
-        "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 151936, "rope_theta": 5_000_000.0,
-    },
-    "vision": {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
-        "num_position_embeddings": 2304, "deepstack_visual_indexes": [0],
-    },
-}  # fmt: skip
+def _shape(text: Sequence[float], vision: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    vision_config = dict(zip(VISION, vision, strict=True), num_position_embeddings=2304)
+    return {"text": dict(zip(TEXT, text, strict=True)), "vision": vision_config}
 
-SHAPES = {"qwen3-vl-8b": QWEN3_VL_8B, "mistral-7b": MISTRAL_7B, "small": SMALL}
+
+SHAPES = {
+    # Qwen/Qwen3-VL-8B-Instruct: the shape in its published configuration.
+    "qwen3-vl-8b": _shape((4096, 12288, 36, 32, 8, 128, 151936, 5e6), (27, 1152, 4304, 16, 4096, [8, 16, 24])),
+    # LLaVA-NeXT-Mistral-7B's language shape (Mistral-7B) and a ViT-L in the Qwen3-VL architecture: SGLang 0.5.17's
+    # LLaVA classes fetch their tower when they load, or send no image offsets. So it is neither LLaVA's code nor its
+    # image tokens.
+    "mistral-7b": _shape((4096, 14336, 32, 32, 8, 128, 32064, 1e6), (24, 1024, 4096, 16, 4096, [8, 16, 23])),
+    # For trying all of this on a CPU.
+    "small": _shape((128, 256, 2, 4, 2, 128, 151936, 5e6), (2, 64, 128, 2, 128, [0])),
+}
 WHAT = {
     "qwen3-vl-8b": "Qwen3-VL-8B's shape, no weights",
     "mistral-7b": "Mistral-7B's language shape and a ViT-L in the Qwen3-VL architecture, no weights: not LLaVA's code",
@@ -102,13 +86,8 @@ def configuration(shape: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
 
 def fillers(count: int) -> Iterator[str]:
     """``count`` different words of four letters, a space before each, in a byte-level vocabulary's spelling."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    for i in range(count):
-        word = ""
-        for _ in range(4):
-            i, letter = divmod(i, 26)
-            word += letters[letter]
-        yield "Ġ" + word
+    for letters in islice(product(ascii_lowercase, repeat=4), count):
+        yield "Ġ" + "".join(letters)
 
 
 def write_shape(shape: dict[str, Any], target: Path) -> None:

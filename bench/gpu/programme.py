@@ -1,29 +1,23 @@
-"""What the GPU programme measures, in which order, and how long each piece may take. Data and arithmetic only.
+"""What the GPU programme measures, in which order, and how long each piece takes. Data and arithmetic only.
 
-A part is a set of servers that are started together and the cells measured on them. Servers are dear (a minute or two
-each) and GPU memory is not, so the two sides of a comparison live side by side and are measured in turn. Each cell has
-a priority (1 first); when time is short, :func:`choose` drops the cells of the lowest priority.
+A part is a set of servers that are started together and the cells measured on them: starting a server takes a minute or
+two, so the two sides of a comparison live side by side and are measured in turn.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
-from typing import Iterable, Sequence
+from typing import Any, Collection, Sequence
 
-SIDE = 2048
-"""Side in pixels of an image of 64 x 64 = 4096 vision tokens (one a square of 32 pixels)."""
+from bench.common import key_of
+from bench.traffic import Load
 
 
 @dataclass(frozen=True)
 class ServerSpec:
-    """One server of a part.
+    """One server of a part: a model of :mod:`bench.gpu.models`, ``--attention-backend``, slots of the KV pool, flags.
 
-    Attributes:
-        model: a name of ``models.MODELS``.
-        backend: the ``--attention-backend``. flags: what else it is started with. pool: slots of its KV pool.
-        checked: SGLang checks its memory in every batch (strict, slow): for the stress run alone.
+    ``checked``: SGLang checks its memory in every batch (strict, slow); for the stress run alone.
     """
 
     name: str
@@ -35,44 +29,13 @@ class ServerSpec:
 
 
 @dataclass(frozen=True)
-class Load:
-    """Traffic of one cell: ``users`` requests at any time, each about fresh images, answers forced to full length.
-
-    Attributes:
-        retention: of each request; None: the server's (stock SGLang has none).
-        images: of ``side`` x ``side`` pixels each. text: tokens of the question (one a letter).
-        answer: shortest and longest answer in tokens; drawn uniformly, so that users do not march in step.
-        ramp: seconds before the figures begin, for the server to fill up.
-    """
-
-    users: int
-    retention: float | None = None
-    images: int = 1
-    side: int = SIDE
-    text: int = 64
-    answer: tuple[int, int] = (512, 1536)
-    ramp: float = 10.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        low, high = self.answer
-        if self.users < 1 or self.images < 0 or self.text < 1 or not 1 <= low <= high:
-            raise ValueError(f"users, text and answer must be positive and images >= 0, got {self!r}")
-
-    @property
-    def vision_tokens(self) -> int:
-        return self.images * (self.side // 32) ** 2
-
-
-@dataclass(frozen=True)
 class Cell:
     """One measurement.
 
     Attributes:
-        kind: how it is measured: a key of ``part.MEASURES``.
+        kind: how it is measured: a key of ``measure.MEASURES``.
+        seconds: what it takes. priority: 0 first; both sides of a comparison have the same.
         server: name of the server of its part; empty for a cell that needs none.
-        seconds: what it takes; it is stopped soon after.
-        group: cells of one group are measured all or none: one side of a comparison is worth nothing.
     """
 
     name: str
@@ -81,7 +44,6 @@ class Cell:
     priority: int
     server: str = ""
     load: Load | None = None
-    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,82 +64,54 @@ class Part:
     def server(self, name: str) -> ServerSpec:
         return next(server for server in self.servers if server.name == name)
 
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """What a result says about how it was measured; its key is made of this."""
+        server = asdict(self.server(cell.server)) if cell.server else None
+        load = {**asdict(cell.load), "vision_tokens": cell.load.vision_tokens} if cell.load else None
+        return {"part": self.name, "cell": cell.name, "kind": cell.kind, "server": server, "load": load}
+
     def key(self, cell: Cell) -> str:
-        """The same measurement has the same key in every process; other settings have another."""
-        server = asdict(self.server(cell.server)) if cell.server else {}
-        content = {"part": self.name, "spec": server, **asdict(replace(cell, seconds=0.0, priority=0, group=""))}
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+        return key_of(self.settings(cell))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What of a programme fits a budget: cells by part in running order, seconds a part, and what was dropped."""
-
-    cells: dict[str, tuple[Cell, ...]]
-    seconds: dict[str, float]
-    dropped: tuple[str, ...]
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
+Choice = dict[str, tuple[Cell, ...]]
+"""Cells to measure by part, in running order; parts with nothing to measure are left out."""
 
 
-def choose(parts: Sequence[Part], budget: float, done: Iterable[str] = ()) -> Choice:
-    """Take cells by priority (then in the programme's order) while they fit ``budget`` seconds.
-
-    Cells of one part, priority and group are taken or dropped together. The first cell taken of a part pays for the
-    start of its servers. What does not fit is dropped, and something cheaper of a lower priority may still be taken.
-    Cells whose key is in ``done`` cost nothing and are left out.
-    """
-    finished = set(done)
-    groups: dict[tuple[int, int, str], list[int]] = {}
-    for i, part in enumerate(parts):
-        for j, cell in enumerate(part.cells):
-            if part.key(cell) not in finished:
-                groups.setdefault((cell.priority, i, cell.group or cell.name), []).append(j)
-    taken: dict[int, list[int]] = {}
-    seconds: dict[int, float] = {}
-    dropped: list[tuple[int, int]] = []
-    for (_, i, _), members in sorted(groups.items(), key=lambda item: (item[0][0], item[0][1], item[1][0])):
-        cost = sum(parts[i].cells[j].seconds for j in members) + (0.0 if i in taken else parts[i].start_seconds)
-        if sum(seconds.values()) + cost > budget:
-            dropped += [(i, j) for j in members]
-            continue
-        taken.setdefault(i, []).extend(members)
-        seconds[i] = seconds.get(i, 0.0) + cost
-    return Choice(
-        {parts[i].name: tuple(parts[i].cells[j] for j in sorted(taken[i])) for i in sorted(taken)},
-        {parts[i].name: seconds[i] for i in sorted(seconds)},
-        tuple(f"{parts[i].name}/{parts[i].cells[j].name}" for i, j in sorted(dropped)),
-    )
+def part_seconds(part: Part, cells: Sequence[Cell]) -> float:
+    """What these cells of a part take, the start of its servers included."""
+    return sum(cell.seconds for cell in cells) + (part.start_seconds if cells else 0.0)
 
 
-def _side(name: str, backend: str, model: str, pool: int, *flags: str) -> ServerSpec:
-    return ServerSpec(name, model, backend, pool, flags)
+def choose(parts: Sequence[Part], seconds: float, done: Collection[str] = ()) -> Choice:
+    """Cells that are not in ``done`` (keys): the first priority's, and each further one's that still fits whole."""
+    chosen: Choice = {}
+    for last in sorted({cell.priority for part in parts for cell in part.cells}):
+        more = {part.name: tuple(cell for cell in part.cells if cell.priority <= last and part.key(cell) not in done)
+                for part in parts}  # fmt: skip
+        if sum(part_seconds(part, more[part.name]) for part in parts) > seconds:
+            break
+        chosen = {name: cells for name, cells in more.items() if cells}
+    return chosen
 
 
 def _pair(model: str, pool: int, suffix: str = "") -> tuple[ServerSpec, ServerSpec]:
     """Ours (retention by request; 5 % where a request has none) and stock SGLang with everything on."""
-    ours = _side(f"tgvkv{suffix}", "tgvkv", model, pool, "--tgvkv-retention", "0.05")
-    return ours, _side(f"stock{suffix}", "flashinfer", model, pool)
-
-
-def _at(retention: float, name: str, kind: str, seconds: float, priority: int, server: str, load: Load) -> Cell:
-    return Cell(f"{name} at {retention:g}", kind, seconds, priority, server, replace(load, retention=retention), name)
+    ours = ServerSpec(f"tgvkv{suffix}", model, "tgvkv", pool, ("--tgvkv-retention", "0.05"))
+    return ours, ServerSpec(f"stock{suffix}", model, "flashinfer", pool)
 
 
 def _loads(name: str, seconds: float, priority: int, load: Load, retentions: Sequence[float], stock: bool,
-           suffix: str = "") -> list[Cell]:  # fmt: skip
-    """The same load at each retention on our server, and on the stock one."""
-    cells = [_at(retention, name, "load", seconds, priority, f"tgvkv{suffix}", load) for retention in retentions]
-    on_stock = Cell(f"{name} on stock", "load", seconds, priority, f"stock{suffix}", load, name)
-    return [*cells, on_stock] if stock else cells
+           suffix: str = "", kind: str = "load") -> list[Cell]:  # fmt: skip
+    """A load at each retention on our server, and on the stock one with the requests of the first."""
+    cells = [Cell(f"{name} at {retention:g}", kind, seconds, priority, f"tgvkv{suffix}",
+                  replace(load, retention=retention, seed=i)) for i, retention in enumerate(retentions)]  # fmt: skip
+    return [*cells, Cell(f"{name} on stock", kind, seconds, priority, f"stock{suffix}", load)] if stock else cells
 
 
 def _first_tokens(name: str, seconds: float, priority: int, load: Load) -> list[Cell]:
     """Time to first token, one request at a time: with selection, without it, and on the stock server."""
-    ours = [_at(retention, name, "ttft", seconds, priority, "tgvkv", load) for retention in (0.05, 1.0)]
-    return [*ours, Cell(f"{name} on stock", "ttft", seconds, priority, "stock", load, name)]
+    return _loads(name, seconds, priority, load, (0.05, 1.0), True, kind="ttft")
 
 
 QWEN, MISTRAL = "qwen3-vl-8b", "mistral-7b"
@@ -189,17 +123,15 @@ TEXT_ONLY = Load(users=32, images=0, text=1024, answer=(128, 384), ramp=4.0)
 
 
 def gpu_programme() -> tuple[Part, ...]:
-    """The programme for one H200, the most important figures first."""
+    """The programme for one GPU of 80 GB or more, the most important figures first."""
     tight = Part("qwen-tight", (
         *_loads("4k", 45, 1, THIN, (0.05,), stock=True),
         *_loads("4k", 20, 5, replace(THIN, ramp=10.0), (0.1, 0.2, 1.0), stock=False),
         *_loads("1k", 15, 7, replace(THIN, side=1024, ramp=6.0), (0.05,), stock=True),
         *_loads("16k", 25, 8, replace(THIN, images=4, ramp=10.0), (0.05,), stock=True),
     ), _pair(QWEN, 40_960), 115)  # fmt: skip
-    texts = [cell for again in ("", ", again") for cell in (
-        Cell(f"text{again} on tgvkv", "load", 15, 3, "tgvkv", replace(TEXT_ONLY, seed=len(again)), "text"),
-        Cell(f"text{again} on stock", "load", 15, 3, "stock", replace(TEXT_ONLY, seed=len(again)), "text"),
-    )]  # fmt: skip
+    texts = [Cell(f"text{again} on {side}", "load", 15, 3, side, replace(TEXT_ONLY, seed=len(again)))
+             for again in ("", ", again") for side in ("tgvkv", "stock")]  # fmt: skip
     ample = Part("qwen-ample", (
         *_loads("4k", 35, 2, FULL, (0.05,), stock=True),
         *texts,
@@ -242,7 +174,6 @@ def cpu_programme() -> tuple[Part, ...]:
     first = replace(load, users=1, answer=(1, 1), ramp=0.0)
     texts = [Cell(f"text on {name}", "load", 8, 3, name, replace(load, images=0)) for name in ("tgvkv", "stock")]
     ours, stock = _pair("small", 2000)
-    pair = (ours, replace(stock, backend="torch_native"))
     stress = (
         ServerSpec("demo-stock", "demo", "torch_native", 4000),
         ServerSpec("demo", "demo", "tgvkv", 4000, ("--tgvkv-retention", "0.1"), True),
@@ -255,7 +186,7 @@ def cpu_programme() -> tuple[Part, ...]:
             *_loads("load", 10, 1, load, (0.05, 1.0), stock=True),
             *texts,
             *_first_tokens("first token", 8, 3, first),
-        ), pair, 240),
+        ), (ours, replace(stock, backend="torch_native")), 240),
         Part("stress", (
             Cell("retention 1 equals stock", "equal", 120, 4, "demo"),
             Cell("soak", "soak", 120, 4, "soak"),

@@ -1,7 +1,7 @@
 """What a batch attends through, planned outside its forward; the same for every attention library.
 
-A library's backend asks for a :class:`Step` (or goes row by row), leaves the step's holes out of its index rows, attends,
-and merges the step's views with its output by its LSE (``merge.py``); what it must say is the LSE's base.
+A library's backend asks for a :class:`Step` (or goes row by row), leaves the step's holes out of its index rows,
+attends, and merges the step's views with its output by its LSE (``merge.py``); what it must say is the LSE's base.
 """
 
 from __future__ import annotations

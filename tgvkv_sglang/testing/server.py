@@ -103,13 +103,17 @@ class Server(ServerProcess):
     def trace(self, rid: str, number: int = 0) -> tuple[dict, dict]:
         return read_trace(self.traces / f"{rid}.{number}.npz")
 
-    def flush(self) -> None:
-        """Empty the radix cache; waits until the server is idle enough to do it."""
-        for _ in range(100):
-            if self.post("/flush_cache", {}).ok:
-                return
+    def flush(self, patience_s: float = 10) -> None:
+        """Empty the radix cache; waits until the server is idle enough to do it.
+
+        Raises:
+            RuntimeError: it was not within ``patience_s`` seconds.
+        """
+        deadline = time.monotonic() + patience_s
+        while not self.post("/flush_cache", {}).ok:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the server was not idle within {patience_s:g} s")
             time.sleep(0.1)
-        raise RuntimeError("the server never became idle")
 
     def memory(self) -> dict[str, int]:
         """Slots by owner once the server is idle, as SGLang's own check after its last batch logged them.

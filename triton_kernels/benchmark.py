@@ -1,32 +1,28 @@
 """Each kernel on a CUDA machine: correct first, then its time against the roofline and against torch.
 
-Needs torch, triton and the folder ``triton_kernels`` on the path; nothing else of this project and no SGLang.
+Needs torch and triton; nothing else of this project and no SGLang.
 The roof of a case is ``max(bytes / copy bandwidth, flops / matmul rate)``, both measured here; bytes are
-those of ``triton_kernels/README.md``. Times are of CUDA graph replays with a cold L2 (`triton.testing.do_bench`).
+those of README.md here. Times are of CUDA graph replays with a cold L2 (`triton.testing.do_bench`).
 
-    PYTHONPATH=triton_kernels python bench/gpu/kernels.py --commit $(git rev-parse HEAD) --out kernels.json
+    python triton_kernels/benchmark.py --commit $(git rev-parse HEAD) --out kernels.json
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Callable, Iterator
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "triton_kernels"))
-
-from tgvkv_kernels.dense_rows import dense_rows  # noqa: E402 - needs the path above
-from tgvkv_kernels.pack_units import pack_units  # noqa: E402
-from tgvkv_kernels.select import select  # noqa: E402
-from tgvkv_kernels.text_weights import text_weights  # noqa: E402
-from tgvkv_kernels.view_attention import view_attention  # noqa: E402
-from tgvkv_kernels.vision_scores import vision_scores  # noqa: E402
+from tgvkv_kernels.dense_rows import dense_rows
+from tgvkv_kernels.pack_units import pack_units
+from tgvkv_kernels.select import select
+from tgvkv_kernels.text_weights import text_weights
+from tgvkv_kernels.view_attention import view_attention
+from tgvkv_kernels.vision_scores import vision_scores
 
 
 @dataclass(frozen=True)
@@ -286,7 +282,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit(
-            "bench/gpu/kernels.py measures CUDA kernels and torch sees no CUDA device here: run it on a GPU machine "
+            "this benchmark measures CUDA kernels and torch sees no CUDA device here: run it on a GPU machine "
             "(the kernels' correctness is tested without one by pytest tests/kernels)"
         )
     import triton

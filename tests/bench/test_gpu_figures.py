@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 from dataclasses import replace
+from itertools import islice
 
 import httpx
 import pytest
 
-from bench.gpu import figures, run_all
-from bench.gpu.client import TimedClient, jpeg_url
-from bench.gpu.programme import Load, gpu_programme
-from bench.stats import Turn
+from bench import figures
+from bench.client import hold_chats
+from bench.figures import Turn
+from bench.gpu.headlines import GOALS, headlines
+from bench.gpu.programme import gpu_programme
+from bench.traffic import Load, Picture
+from tests.bench.scripted import ScriptedServer, piece
 
 TURNS = [
     Turn(0, 0, 0.0, [1.0, 2.0, 6.0], [1, 9, 17], prompt_tokens=100),
@@ -23,7 +25,7 @@ TURNS = [
 
 
 def test_load_figures_by_hand():
-    row = figures.load_figures(TURNS, 2.0, 6.0)
+    row = figures.window(TURNS, 2.0, 6.0)
     assert row["answer_tokens"] == 8 + 1 + 8 and row["answer_tokens_per_s"] == round(17 / 4, 1)
     assert row["concurrency"] == (4 + 1) / 4  # the first the whole window, the second one second
     assert row["requests_started"] == 1 and row["ttft_p50_ms"] == 3000 and row["cached_share"] == 0.5
@@ -32,18 +34,18 @@ def test_load_figures_by_hand():
 
 
 def test_figures_of_an_empty_window():
-    row = figures.load_figures([], 0, 1)
+    row = figures.window([], 0, 1)
     assert row["answer_tokens"] == 0 and row["itl_p99_ms"] is None and row["cached_share"] is None
     with pytest.raises(ValueError, match="window"):
-        figures.load_figures(TURNS, 3, 3)
+        figures.window(TURNS, 3, 3)
 
 
 def test_first_token_figures_leave_out_the_warm_up():
     turns = [Turn(i, 0, 0.0, [wait], [1]) for i, wait in enumerate((9.0, 9.0, 0.1, 0.2, 0.3))]
-    row = figures.first_token_figures(turns)
+    row = figures.first_tokens(turns)
     assert row["requests"] == 3 and row["ttft_p50_ms"] == 200 and row["ttft_mean_ms"] == 200
     assert row["ttft_standard_error_ms"] == pytest.approx(1000 * 0.1 / 3**0.5, abs=1e-3)
-    assert figures.first_token_figures([])["ttft_p50_ms"] is None
+    assert figures.first_tokens([])["ttft_p50_ms"] is None
 
 
 def test_headlines_from_made_up_rows():
@@ -61,8 +63,8 @@ def test_headlines_from_made_up_rows():
           for again, side, speed in (("", "tgvkv", 98), ("", "stock", 100), (", again", "tgvkv", 51),
                                      (", again", "stock", 50))),
     ]  # fmt: skip
-    found = figures.headlines(rows)
-    assert set(run_all.GOALS) <= set(found)
+    found = headlines(rows)
+    assert set(GOALS) <= set(found)
     assert found.pop("8B, 4k, 5 %, tight memory: throughput over stock") == 3.0
     assert found.pop("selection, share of time to first token, 4k") == 0.02
     assert found.pop("text only: throughput over stock") == 1.0
@@ -77,39 +79,25 @@ def test_headlines_know_the_programmes_cells():
                                                             "ttft_p50_ms": 1.0}}
         for part in gpu_programme() for cell in part.cells
     ]  # fmt: skip
-    assert None not in figures.headlines(rows).values()
+    assert None not in headlines(rows).values()
 
 
-class ScriptedServer:
-    """Streams as SGLang does with ``--stream-interval 2``: usage in every piece, some pieces without text."""
-
-    def __init__(self, status: int = 200, short: bool = False):
-        self.bodies, self.status, self.short = [], status, short
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content)
-        self.bodies.append(body)
-        if self.status != 200:
-            return httpx.Response(self.status, text="no")
-        last = body["max_tokens"] - (1 if self.short else 0)
-        counts = [*range(1, last, 2), last]
-        pieces = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
-        pieces += [{"choices": [{"delta": {"content": ""}}],
-                    "usage": {"prompt_tokens": 7, "completion_tokens": count}} for count in counts]  # fmt: skip
-        lines = [f"data: {json.dumps(piece)}\n\n" for piece in pieces] + ["data: [DONE]\n\n"]
-        return httpx.Response(200, text="".join(lines), headers={"content-type": "text/event-stream"})
+def silent(body: dict, last: int | None = None) -> list[dict]:
+    """Counts tokens, two a piece, none of which is text."""
+    last = last or body["max_tokens"]
+    return [piece("", 7, count) for count in (*range(1, last, 2), last)]
 
 
 LOAD = Load(users=2, retention=0.05, images=2, side=64, text=10, answer=(4, 6), ramp=0.0)
 
 
 def held(server: ScriptedServer, load: Load = LOAD) -> list[Turn]:
-    client = TimedClient("http://scripted", load, "cell", transport=httpx.MockTransport(server))
-    return asyncio.run(client.run(0.5))
+    transport = httpx.MockTransport(server)
+    return hold_chats("http://scripted", load.chats(), load.users, seconds=0.5, transport=transport).turns
 
 
 def test_requests_are_new_and_as_the_cell_says():
-    server = ScriptedServer()
+    server = ScriptedServer(silent)
     turns = held(server)
     finished = [turn for turn in turns if turn.arrivals]
     assert len(finished) >= 4 and not any(turn.error for turn in turns)
@@ -119,16 +107,40 @@ def test_requests_are_new_and_as_the_cell_says():
     texts = [body["messages"][0]["content"][2]["text"] for body in server.bodies]
     assert len(set(texts)) == len(texts) and {len(text) for text in texts} == {10}
     assert all(body["custom_params"] == {"tgvkv_retention": 0.05} and body["ignore_eos"] for body in server.bodies)
-    stock = ScriptedServer()
+    stock = ScriptedServer(silent)
     held(stock, replace(LOAD, retention=None, images=0))
     assert "custom_params" not in stock.bodies[0] and len(stock.bodies[0]["messages"][0]["content"]) == 1
 
 
-@pytest.mark.parametrize("server, said", [(ScriptedServer(503), "503"), (ScriptedServer(short=True), "ended after")])
+@pytest.mark.parametrize(
+    "server, said",
+    [
+        (ScriptedServer(silent, fail_at="always"), "503"),
+        (ScriptedServer(lambda body: silent(body, body["max_tokens"] - 1)), "ended after"),
+        (ScriptedServer(lambda body: [{"error": {"message": "out of luck"}}]), "out of luck"),
+    ],
+)
 def test_refused_and_short_answers_are_errors(server, said):
     turns = held(server)
     assert turns and all(said in turn.error for turn in turns if turn.error) and any(turn.error for turn in turns)
 
 
+def test_both_sides_of_a_comparison_are_asked_the_same_and_other_loads_something_else():
+    def asked(load: Load):
+        return [(chat.questions, chat.pictures, chat.max_tokens) for chat in islice(load.chats(), 3)]
+
+    assert asked(LOAD) == asked(replace(LOAD, retention=None))
+    pictures = {picture for load in (LOAD, replace(LOAD, seed=1), replace(LOAD, users=3))
+                for _, shown, _ in asked(load) for picture in shown}  # fmt: skip
+    assert len(pictures) == 3 * 3 * LOAD.images
+
+
 def test_pictures_are_their_seed():
-    assert jpeg_url((1, 2), 64) == jpeg_url((1, 2), 64) != jpeg_url((1, 3), 64)
+    one, other = Picture(1, 64, jpeg=True), Picture(2, 64, jpeg=True)
+    assert one.url() == Picture(1, 64, jpeg=True).url() != other.url() and one.url().startswith("data:image/jpeg")
+
+
+@pytest.mark.parametrize("bad", [{"users": 0}, {"images": -1}, {"answer": (5, 4)}, {"text": 0}])
+def test_bad_loads_are_refused(bad):
+    with pytest.raises(ValueError, match="must be positive"):
+        Load(**{"users": 1, **bad})

@@ -3,10 +3,10 @@
 FlashInfer's attention modules, the CUDA sources that SGLang compiles at run time, and this project's Triton kernels.
 Needs nvcc 13 (``CUDA_HOME``, default /usr/local/cuda), a C++ compiler, ninja, and this project's environment.
 
-    python -m bench.gpu.modules --to DIR        # DIR/aot, DIR/tvm-ffi, DIR/triton, DIR/modules.json
+    python -m tools.airgap.modules --to DIR        # DIR/aot, DIR/tvm-ffi, DIR/triton, DIR/modules.json
 
 SGLang's own Triton kernels are not among them: what a launch compiles depends on its arguments, which only a running
-server has. They are compiled there, once a lease (install.py gives all servers one cache).
+server has. They are compiled there, once (install.py gives all servers one cache).
 """
 
 from __future__ import annotations

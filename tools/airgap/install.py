@@ -1,10 +1,10 @@
-"""On the GPU machine: put the parts of bench/gpu/pack.py together, outside the repository, and check that they work.
+"""On the machine without a network: put the parts that pack.py made together, and check that they work.
 
-    python3 bench/gpu/install.py .gpu/parts/1 --to /opt/tgvkv
+    python3 tools/airgap/install.py .airgap/parts/1 --to /opt/tgvkv
 
 Standard library only. With parts missing it stores the one it got and says so; with the last one it unpacks, copies
-this project beside it (so that a later call's transfer does not change a running server's files), registers the plugin,
-and writes ``/opt/tgvkv/env.sh`` to be sourced. Run again it does nothing but check.
+this project beside it (so that the files of a running server stay as they are), registers the plugin, and writes
+``/opt/tgvkv/env.sh`` to be sourced. Run again it does nothing but check.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PART_LIMIT_MIB = 64  # one call carries no more, the working tree included
 MANIFEST = "manifest.json"
-SOURCES = ("tgvkv_sglang", "triton_kernels", "training", "bench", "tests", "pyproject.toml")
+SOURCES = ("tgvkv_sglang", "triton_kernels", "training", "bench", "tools", "pyproject.toml")
 CHECK = """
 import importlib.metadata as m, torch
 assert torch.cuda.is_available() or {allow_cpu}, "torch sees no CUDA device"
@@ -51,7 +50,7 @@ def store(source: Path, to: Path) -> dict:
         SystemExit: no manifest, a part whose checksum is wrong, or a part of another packing.
     """
     if not (source / MANIFEST).is_file():
-        raise SystemExit(f"{source}/{MANIFEST} is not there: name {source} in the call's carry")
+        raise SystemExit(f"{source}/{MANIFEST} is not there: name a folder that pack.py made")
     manifest = json.loads((source / MANIFEST).read_text())
     parts = to / "parts"
     parts.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ def store(source: Path, to: Path) -> dict:
         path = source / part_name(number)
         if path.is_file():
             if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-                raise SystemExit(f"{path} arrived damaged (sha256); carry it again")
+                raise SystemExit(f"{path} arrived damaged (sha256); copy it again")
             shutil.copyfile(path, parts / part_name(number))
     return manifest
 

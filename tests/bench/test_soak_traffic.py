@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+import types
 
 import numpy as np
 import pytest
 
-from bench.soak_check import Finished, comparable, first_difference, gaps_of, verdict
+from bench.soak_check import TOLERANCES, Finished, comparable, first_difference, gaps_of, replay, verdict
 from bench.soak_traffic import Chat, Request, refused, shared_image, text_tokens, vision_tokens
 from tgvkv_sglang.testing.prompts import IMAGE, chat
 
@@ -46,11 +47,11 @@ def test_comparable(made, cached, retractions, expected):
 
 def test_verdicts():
     fresh, gaps = [5, 6, 7], [0.5, 1e-5, 0.5]
-    assert verdict([5, 6, 7], fresh, gaps) == "equal"
-    assert verdict([5, 9, 9], fresh, gaps) == "toss-up"
-    assert verdict([9, 6, 7], fresh, gaps) == "different"
-    assert verdict([5, 6, 9], fresh, gaps) == "different"
-    assert verdict([5, 6], fresh, gaps) == "different"
+    assert verdict([5, 6, 7], fresh, gaps, 1e-3) == "equal"
+    assert verdict([5, 9, 9], fresh, gaps, 1e-3) == "toss-up"
+    assert verdict([9, 6, 7], fresh, gaps, 1e-3) == "different"
+    assert verdict([5, 6, 9], fresh, gaps, 1e-3) == "different"
+    assert verdict([5, 6], fresh, gaps, 1e-3) == "different"
     assert first_difference([5, 6], fresh) == 2 and first_difference(fresh, fresh) is None
 
 
@@ -92,3 +93,54 @@ def test_every_kind_of_junk_turns_up_and_must_be_refused():
             assert text_tokens(body["text"]) > 1000
         if kind == "longer than the context":
             assert text_tokens(body["text"]) > 8192
+
+
+class FreshServer:
+    """Answers whatever it is asked with ``ids``, two best tokens far apart but for the second."""
+
+    def __init__(self, ids):
+        self.ids, self.flushes = ids, 0
+
+    def flush(self):
+        self.flushes += 1
+
+    def post(self, path, body):
+        assert self.flushes and body["return_logprob"] and body["top_logprobs_num"] == 2
+        tops = [[[-0.1, 1, None], [-0.1 - gap, 2, None]] for gap in (2.0, 0.1, 2.0)]
+        reply = {"output_ids": self.ids, "meta_info": {"output_top_logprobs": tops}}
+        return types.SimpleNamespace(raise_for_status=lambda: None, json=lambda: reply)
+
+
+@pytest.mark.parametrize(
+    "dtype, said, failures",
+    [
+        ("float32", {"equal": 1, "different": 3}, 3),
+        ("bfloat16", {"equal": 1, "toss-up": 1, "selected anew, toss-up": 1, "different": 1}, 1),
+    ],
+)
+def test_replay_asks_each_comparable_request_again_on_a_flushed_server(dtype, said, failures):
+    exact, selected = request(retention=1.0), request()
+    finished = [
+        Finished(exact, (5, 6, 7), 0, 0),
+        Finished(exact, (5, 9, 9), 0, 0),
+        Finished(exact, (9, 6, 7), 0, 0),
+        Finished(selected, (5, 9, 9), 0, 0),
+        Finished(request(turn=1), (1, 1, 1), 0, 0),  # not comparable
+    ]
+    server = FreshServer([5, 6, 7])
+    found = replay(server, finished, TOLERANCES[dtype])
+    assert found.verdicts == said and len(found.failures) == failures
+    assert (found.candidates, server.flushes, found.different_answers) == (4, 4, 1)
+
+
+def test_another_selection_is_a_failure_in_float32_alone():
+    finished = [Finished(request(), (9, 6, 7), 0, 0)]
+    assert len(replay(FreshServer([5, 6, 7]), finished, TOLERANCES["float32"]).failures) == 1
+    found = replay(FreshServer([5, 6, 7]), finished, TOLERANCES["bfloat16"])
+    assert not found.failures and found.verdicts == {"selected anew, different": 1}
+
+
+def test_replay_keeps_to_its_limits():
+    finished = [Finished(request(retention=1.0), (5, 6, 7), 0, 0)] * 5
+    assert sum(replay(FreshServer([5, 6, 7]), finished, TOLERANCES["float32"], most=2).verdicts.values()) == 2
+    assert not replay(FreshServer([5, 6, 7]), finished, TOLERANCES["float32"], seconds=-1).verdicts

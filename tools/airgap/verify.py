@@ -1,8 +1,8 @@
 """Check unpacked parts on a machine without a GPU, as far as that goes, before any GPU time is spent.
 
-    uv venv --python 3.12 SIM && VIRTUAL_ENV=SIM uv pip install -r bench/gpu/machine.txt
-    SIM/bin/python bench/gpu/install.py .gpu/parts/1 --to DIR --allow-cpu
-    SIM/bin/python bench/gpu/verify.py --at DIR
+    uv venv --python 3.12 SIM && VIRTUAL_ENV=SIM uv pip install -r tools/airgap/machine.txt
+    SIM/bin/python tools/airgap/install.py .airgap/parts/1 --to DIR --allow-cpu
+    SIM/bin/python tools/airgap/verify.py --at DIR
 
 1. Everything a server imports, with torch's CUDA queries answered as on an H200, so that SGLang takes its CUDA branches
    and loads its sm_90 library (against a driver library without functions).
@@ -51,7 +51,7 @@ for name in (
     "sglang.srt.model_executor.model_runner sglang.srt.layers.attention.flashinfer_backend sglang.srt.layers.sampler "
     "sglang.srt.layers.attention.vision sglang.srt.models.qwen3_vl sglang.srt.multimodal.processors.qwen_vl "
     "sglang.srt.model_loader.loader sglang.srt.mem_cache.memory_pool xgrammar "
-    "bench.gpu.run_all bench.gpu.part"
+    "bench.gpu.__main__"
 ).split():
     importlib.import_module(name)
 import sgl_kernel
@@ -76,11 +76,11 @@ from bench.gpu.models import model_directory
 from bench.gpu.programme import gpu_programme
 from bench.gpu.servers import Setup, command
 work = Path(sys.argv[1])
-setup = Setup(False, work)
+setup = Setup(False, work, ("--mm-attention-backend=triton_attn",))
 count = 0
 for part in gpu_programme():
     for spec in part.servers:
-        words = command(spec, model_directory(spec.model, work), (30000, 30001), setup)
+        words = command(spec, model_directory(spec.model, work), 30000, setup)
         parsed = prepare_server_args(words[3:])
         assert parsed.attention_backend == spec.backend and parsed.device == "cuda", parsed
         assert parsed.cuda_graph_config.decode.backend == "full" and not parsed.disable_overlap_schedule, parsed
@@ -94,7 +94,7 @@ import tvm_ffi.cpp
 def refuse(name, **_):
     raise AssertionError(f"{name} is not prebuilt")
 tvm_ffi.cpp.load_inline = refuse
-from bench.gpu.modules import flashinfer_specs, sglang_modules
+from tools.airgap.modules import flashinfer_specs, sglang_modules
 for spec in flashinfer_specs():
     assert spec.is_aot, f"{spec.name} is not prebuilt"
     spec.build_and_load()
@@ -106,7 +106,7 @@ print(len(flashinfer_specs()), "FlashInfer and", len(sglang_modules()), "SGLang 
 KERNELS = """
 import os
 from pathlib import Path
-from bench.gpu.modules import MODELS
+from tools.airgap.modules import MODELS
 import torch
 from tgvkv_kernels.aot import compile_only
 from tgvkv_kernels.warm_up import ModelShape, warm_up

@@ -1,12 +1,13 @@
-"""Put SGLang, its wheels and prebuilt kernels into parts that can be carried to a GPU machine with no network.
+"""Put SGLang, its wheels and prebuilt kernels into parts for a GPU machine that has no network.
 
-    python -m bench.gpu.pack                 # into .gpu/ (about 15 minutes the first time; finished steps are kept)
-    python -m bench.gpu.pack --step parts    # only that step again
+    python -m tools.airgap.pack                 # into .airgap/ (about half an hour; wheels are kept)
+    python -m tools.airgap.pack --part-mib 40   # in files of at most 40 MiB
+    python -m tools.airgap.pack --step parts    # only that step again
 
 Run it with this project's environment on Linux x86_64. It needs pip's registry, ``strip``, and what
-bench/gpu/modules.py needs (nvcc 13, gcc, ninja). Steps: ``wheels`` (pip download), ``site`` (install into a folder,
-prune, strip), ``modules`` (kernels for sm_90), ``parts`` (one xz archive, cut into files of at most ``--part-mib``).
-bench/gpu/install.py puts them together again on the other side.
+modules.py needs (nvcc 13, gcc, ninja). Steps: ``wheels`` (pip download), ``site`` (install into a folder,
+prune, strip), ``modules`` (kernels for sm_90), ``parts`` (one xz archive, cut if asked).
+install.py puts them together again on the other side.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tarfile
 import time
 from pathlib import Path
 
-from bench.gpu.install import MANIFEST, PART_LIMIT_MIB, part_name
+from tools.airgap.install import MANIFEST, part_name
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -66,7 +67,7 @@ def wanted() -> list[str]:
     names = [line for line in lines if line]
     unknown = [name for name in names if name not in pins]
     if unknown:
-        raise SystemExit(f"{', '.join(unknown)} of bench/gpu/packages.txt: no such line in constraints.txt")
+        raise SystemExit(f"{', '.join(unknown)} of tools/airgap/packages.txt: no such line in constraints.txt")
     return [f"{name}=={pins[name]}" for name in names]
 
 
@@ -120,7 +121,7 @@ def make_site(out: Path) -> None:
 
 
 def build_modules(out: Path) -> None:
-    command = ["-m", "bench.gpu.modules", "--to", str(out / "modules")]
+    command = ["-m", "tools.airgap.modules", "--to", str(out / "modules")]
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
 
 
@@ -148,8 +149,8 @@ def anonymous(info: tarfile.TarInfo) -> tarfile.TarInfo:
     return info
 
 
-def make_parts(out: Path, part_mib: int) -> None:
-    """Cut the archive into ``parts/1/part-1`` and so on; each folder is what one call carries."""
+def make_parts(out: Path, part_mib: int | None) -> None:
+    """Cut the archive into ``parts/1/part-1`` and so on, each in a folder of its own; None: one part."""
     parts = out / "parts"
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
@@ -157,7 +158,7 @@ def make_parts(out: Path, part_mib: int) -> None:
     make_archive(out, archive)
     sums, sizes = [], []
     with archive.open("rb") as whole:
-        while block := whole.read(part_mib * MIB):
+        while block := whole.read(-1 if part_mib is None else part_mib * MIB):
             number = len(sums) + 1
             (parts / str(number)).mkdir()
             (parts / str(number) / part_name(number)).write_bytes(block)
@@ -170,18 +171,8 @@ def make_parts(out: Path, part_mib: int) -> None:
     print(f"{len(sums)} part(s): " + ", ".join(f"{size / MIB:.1f} MiB" for size in sizes))
 
 
-def tree_mib() -> float:
-    """MiB that travel with every call besides a part: tracked files and untracked ones that git does not ignore."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    files = [ROOT / name for name in listed.stdout.split("\0") if name]
-    return sum(path.stat().st_size for path in files if path.is_file()) / MIB
-
-
 def check_ignored(out: Path) -> None:
-    """A part inside the checkout must be ignored by git, or it would travel (and be committed) with everything."""
+    """A part inside the checkout must be ignored by git, or it would be committed (and copied) with everything."""
     if not out.is_relative_to(ROOT):
         return
     name = str(out.relative_to(ROOT))
@@ -192,15 +183,13 @@ def check_ignored(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / ".gpu")
+    parser.add_argument("--out", type=Path, default=ROOT / ".airgap")
     parser.add_argument("--step", choices=STEPS, action="append", help="only this step (may be repeated)")
-    parser.add_argument("--part-mib", type=int, help="largest part (default: what the working tree leaves free)")
+    parser.add_argument("--part-mib", type=int, help="size of the largest part (default: one part)")
     args = parser.parse_args()
     out = args.out.resolve()
-    free = int(PART_LIMIT_MIB - tree_mib() - 1)
-    part_mib = args.part_mib or min(60, free)
-    if not 1 <= part_mib <= free:
-        raise SystemExit(f"--part-mib {part_mib}: the working tree leaves {free} of {PART_LIMIT_MIB} MiB a call")
+    if args.part_mib is not None and args.part_mib < 1:
+        raise SystemExit(f"--part-mib {args.part_mib}: a part has at least 1 MiB")
     check_ignored(out)
     out.mkdir(parents=True, exist_ok=True)
     os.environ.pop("TRITON_INTERPRET", None)
@@ -208,7 +197,7 @@ def main() -> None:
         "wheels": lambda: download(out),
         "site": lambda: make_site(out),
         "modules": lambda: build_modules(out),
-        "parts": lambda: make_parts(out, part_mib),
+        "parts": lambda: make_parts(out, args.part_mib),
     }
     for name in STEPS:
         if args.step is None or name in args.step:

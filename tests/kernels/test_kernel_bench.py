@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmark import SMALL, all_cases
 
-from bench.gpu.kernels import SMALL, all_cases
-
-SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu" / "kernels.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "triton_kernels" / "benchmark.py"
 
 
 def check_cases(backend):

@@ -1,0 +1,1 @@
+"""What needs a GPU: kernels, serving beside stock SGLang, the cost of selection and of text alone, stress."""

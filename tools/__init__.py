@@ -1,0 +1,1 @@
+"""Tools around the project, not part of the package."""

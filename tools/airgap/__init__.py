@@ -1,0 +1,1 @@
+"""Bring a tgvkv server to a machine without a network: see README.md."""
