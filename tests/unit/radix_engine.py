@@ -1,4 +1,4 @@
-"""A small stand-in for SGLang around a SpanTree: an allocator, requests, and the order in which the seam calls.
+"""A small stand-in for SGLang's scheduler around the real lifecycle: an allocator, a page table, requests.
 
 Contents are checkable: the K of a unit says which token, after which prefix, in which layer it is the KV of, and a slot
 that is freed is poisoned. So a stale row, a view that lost its units, or a prefix that belongs to somebody else shows
@@ -13,16 +13,22 @@ from typing import Callable, Sequence
 import numpy as np
 import torch
 
-from tgvkv_sglang.attention.plan import plan_prefill
-from tgvkv_sglang.attention.state import RequestState
 from tgvkv_sglang.config import TgvConfig
+from tgvkv_sglang.errors import SelectionError
 from tgvkv_sglang.kv.evictor import Evictor
-from tgvkv_sglang.kv.matching import whole_prefix
-from tgvkv_sglang.kv.nodes import Node, View
-from tgvkv_sglang.kv.radix import Inserted, Match, SpanTree
+from tgvkv_sglang.kv.nodes import Node
+from tgvkv_sglang.kv.radix import Match, SpanTree
 from tgvkv_sglang.kv.store import UnitStore
+from tgvkv_sglang.namespace import Namespace
+from tgvkv_sglang.request.lifecycle import Lifecycle
+from tgvkv_sglang.request.state import RequestState
+from tgvkv_sglang.selection.choose import Choice
+from tgvkv_sglang.selection.policy import Model
 from tgvkv_sglang.spans import VISION_PAD_BASE, vision_spans
 
+RETENTION = 0.5
+HOME = Namespace.of(TgvConfig(retention=RETENTION))
+PLAIN = Namespace.of(TgvConfig(retention=1.0), "somebody else")
 POISON = -1
 
 
@@ -45,8 +51,9 @@ class Prefixes:
         self.parent[pid], self.depth[pid] = above, 1 + (self.depth[above] if above else 0)
         return pid
 
-    def walk(self, namespace: str, ids: Sequence[int], atomic: bool) -> list[int]:
+    def walk(self, namespace: Namespace, ids: Sequence[int]) -> list[int]:
         at: int | tuple = (namespace,)
+        atomic = namespace.evicts
         pids: list[int] = []
         for run in equal_runs(ids) if atomic else [(i, i + 1) for i in range(len(ids))]:
             pids.extend(self.run(pids[-1] if pids else at, ids[run[0] : run[1]], atomic))
@@ -126,20 +133,25 @@ class Pool:
         assert torch.equal(held_k, code) and torch.equal(held_v, -code), f"{what}: {units} hold {held_k}, not {code}"
 
 
+Keep = Callable[[int], torch.Tensor]
+
+
 @dataclass(eq=False)
 class Request:
-    """One request as SGLang and the seam see it. ``row[:kv]`` is its page-table row, ``prot`` SGLang's
-    ``cache_protected_len``; phases: waiting -> prefill -> computed (last chunk ran, not processed) -> decode."""
+    """One request as SGLang keeps it (a :class:`~tgvkv_sglang.request.lifecycle.Holder`).
+
+    ``page_row[:kv]`` has KV. Phases, the scheduler's: waiting -> prefill -> computed (its last chunk ran, the result is
+    not processed) -> decode -> gone.
+    """
 
     name: str
-    namespace: str
-    atomic: bool
+    namespace: Namespace
     prompt: list[int]
     pids: list[int] = field(repr=False)
     state: RequestState | None = field(repr=False)
     output: list[int] = field(default_factory=list)
-    row: torch.Tensor = field(default_factory=lambda: torch.zeros(64, dtype=torch.int64), repr=False)
-    prot: int = 0
+    page_row: torch.Tensor = field(default_factory=lambda: torch.zeros(64, dtype=torch.int64), repr=False)
+    protected_len: int = 0
     kv: int = 0
     stashed: int = 0
     node: Node | None = None
@@ -150,12 +162,38 @@ class Request:
         return self.prompt + self.output
 
     @property
+    def computed(self) -> np.ndarray:
+        """The tokens that have KV."""
+        return array(self.ids[: self.kv])
+
+    @property
     def lock_pid(self) -> int | None:
         return self.pids[self.node.end - 1] if self.node is not None and self.node.end else None
 
     @property
     def private(self) -> int:
-        return self.kv - self.prot
+        return self.kv - self.protected_len
+
+
+class Chooser(RequestState):
+    """A request whose selection a test makes: of each span what ``keep(tokens) -> [L, tokens]`` says."""
+
+    keep: Keep
+
+    def choose(self) -> Choice:
+        assert self.grounding is not None and not self.grounding.complete
+        kept = torch.cat([self.keep(len(span)) for span in self.plan.select], dim=1)
+        return Choice(kept, kept.sum(1).tolist())
+
+
+class Strict:
+    """A witness to which every failure is one of the test's."""
+
+    def selected(self, holder: Request, choice: Choice) -> None:
+        assert holder.state.grounding is not None
+
+    def failed(self, state: RequestState, error: SelectionError) -> None:
+        raise error
 
 
 def array(ids: Sequence[int]) -> np.ndarray:
@@ -163,41 +201,41 @@ def array(ids: Sequence[int]) -> np.ndarray:
 
 
 class Engine:
-    """The calls of ``sglang_seam/radix_cache.py`` and of SGLang's scheduler, in their order, without either."""
+    """What SGLang's scheduler does around a request's life, in its order."""
 
     def __init__(self, capacity: int, layers: int, reclaimable_share: float = 1.0, cap: int = 4096) -> None:
         self.pool = Pool(capacity, layers)
         self.prefixes = Prefixes()
         self.tree = SpanTree(self.pool.store, self.pool.free)
         self.evictor = Evictor(self.tree)
-        self.share, self.cap = reclaimable_share, cap
+        limit = int(reclaimable_share * capacity) if reclaimable_share < 1.0 else None
+        self.lifecycle = Lifecycle(self.tree, self.evictor, Strict(), limit)
+        self.model = Model(layers, heads=1)
+        self.cap = cap
         self.requests: list[Request] = []
         self.count = 0
 
     # -- making and admitting ------------------------------------------------------------------------------------
 
-    def request(self, prompt: Sequence[int], namespace: str = "", atomic: bool = True) -> Request:
+    def request(self, prompt: Sequence[int], namespace: Namespace = HOME) -> Request:
         self.count += 1
         state, name = None, f"r{self.count}"
-        spans = vision_spans(array(prompt)) if atomic else []
+        spans = vision_spans(array(prompt)) if namespace.evicts else []
         if spans:
-            state = RequestState(name, TgvConfig(retention=0.5, grounding_cap=self.cap), False, spans, len(prompt))
-        pids = self.prefixes.walk(namespace, prompt, atomic)
-        return Request(name, namespace, atomic, list(prompt), pids, state)
+            state = Chooser(name, TgvConfig(retention=RETENTION, grounding_cap=self.cap), False, spans, len(prompt))
+        return Request(name, namespace, list(prompt), self.prefixes.walk(namespace, prompt), state)
 
     def match(self, req: Request, limit: int | None = None) -> Match:
         limit = len(req.ids) - 1 if limit is None else limit
-        return self.tree.match(req.namespace, array(req.ids), limit, req.atomic)
+        return self.lifecycle.admit(req.namespace, req.state, array(req.ids), limit)
 
     def admit(self, req: Request, limit: int | None = None) -> Match:
         """Match and lock, as the scheduler does when it picks a waiting request."""
         match = self.match(req, limit)
-        if req.state is not None:
-            req.state.begin(plan_prefill(req.state, match))
         self.tree.lock(match.node)
-        req.node, req.prot, req.kv, req.stashed = match.node, match.length, match.length, match.length
-        req.row[:] = 0
-        req.row[: match.length] = match.slots
+        req.node, req.protected_len, req.kv, req.stashed = match.node, match.length, match.length, match.length
+        req.page_row[:] = 0
+        req.page_row[: match.length] = match.slots
         req.phase = "prefill"
         self.requests.append(req)
         return match
@@ -223,13 +261,13 @@ class Engine:
         new = slice(req.kv, req.kv + n)
         slots = self.pool.alloc(n)
         self.pool.write(slots, req.pids[new])
-        req.row[new] = slots
+        req.page_row[new] = slots
         req.kv += n
 
     def forward(self, req: Request, n: int) -> None:
         """Run a chunk of ``n`` prompt tokens."""
         if req.state is not None:
-            req.state.begin_grounding(self.pool.layers, 1, lambda t: t)
+            req.state.begin_chunk(req.kv, self.model)
         self._compute(req, n)
         if req.kv == len(req.ids):
             req.phase = "computed"
@@ -237,98 +275,38 @@ class Engine:
     def decode(self, req: Request, token: int) -> None:
         """The previous step's token enters the sequence and its KV is written."""
         req.output.append(token)
-        req.pids = self.prefixes.walk(req.namespace, req.ids, req.atomic)
+        req.pids = self.prefixes.walk(req.namespace, req.ids)
         self._compute(req, 1)
 
-    # -- the seam's radix cache ----------------------------------------------------------------------------------
-
-    def _insert(self, req: Request, length: int) -> Inserted:
-        state = req.state
-        grounding = (state.plan.start, state.prompt_len) if state is not None else None
-        inserted = self.tree.insert(
-            req.namespace, array(req.ids[:length]), req.row[:length].clone(), req.prot, req.atomic, grounding
-        )
-        req.row[req.prot : length] = inserted.slots[req.prot : length]
-        req.prot = max(req.prot, length)
-        return inserted
-
-    def _relock(self, req: Request, node: Node) -> None:
-        if req.node.is_below(node):  # a repeated prompt holds the node of the views it replays
-            return
-        self.tree.lock(node)
-        self.tree.unlock(req.node)
-        req.node = node
+    # -- results -------------------------------------------------------------------------------------------------
 
     def stash_chunk(self, req: Request) -> None:
-        """``cache_unfinished_req(chunked=True)``: give whole spans to the tree, keep the tail private."""
-        length = whole_prefix(array(req.ids), req.kv, req.atomic)
-        if length > req.prot:
-            self._relock(req, self._insert(req, length).node)
-        self._trim()
+        self.lifecycle.chunk(req, array(req.ids), req.kv)
 
-    def _insert_prompt(self, req: Request, keep: Callable[[int], torch.Tensor]) -> tuple[Inserted, list[View]]:
-        state = req.state
-        if state is None:
-            return self._insert(req, req.kv), []
-        inserted = self._insert(req, min(req.kv, state.prompt_len))
-        views = [*state.plan.kept_views, *self._select(state, inserted, keep)]
-        if req.kv > state.prompt_len:
-            inserted = self._insert(req, req.kv)
-        return inserted, views
-
-    def _select(self, state: RequestState, inserted: Inserted, keep: Callable[[int], torch.Tensor]) -> list[View]:
-        if state.grounding is None:
-            return []
-        nodes, views = inserted.span_nodes(), []
-        for span in state.grounding.spans:
-            node = nodes[span.start]
-            view = View(node, state.grounding.new_text, keep(len(span)), node.value, self.pool.store)
-            views.append(self.tree.attach(view, inserted.node))
-        return views
-
-    def process_prefill(self, req: Request, keep: Callable[[int], torch.Tensor]) -> None:
-        """``cache_unfinished_req(chunked=False)``: insert, select with ``keep(tokens) -> [L, tokens]``, decode."""
-        inserted, views = self._insert_prompt(req, keep)
-        self._relock(req, inserted.node)
-        if req.state is not None:
-
-            def zero_row(start: int, end: int) -> None:
-                req.row[start:end] = 0
-
-            req.state.zero_row = zero_row
-            req.state.decode_through(views)
-            self.tree.use(views, req.state)
+    def process_prefill(self, req: Request, keep: Keep) -> None:
+        """The last chunk's result arrives; the selection keeps what ``keep(tokens) -> [L, tokens]`` says."""
+        self._let_keep(req, keep)
+        self.lifecycle.end_prefill(req, req.computed)
         req.phase = "decode"
-        self._trim()
 
-    def finish(self, req: Request, keep: Callable[[int], torch.Tensor]) -> None:
-        """``cache_finished_req`` with insertion."""
-        state = req.state
-        if state is not None and state.grounding is not None:
-            _, views = self._insert_prompt(req, keep)
-            state.decode_through(views)
-            state.views = []
-        else:
-            self._insert(req, req.kv)
-        self._leave(req)
+    def finish(self, req: Request, keep: Keep) -> None:
+        """Its last token arrives, which may be its first."""
+        self._let_keep(req, keep)
+        self.lifecycle.finish(req, req.computed)
+        self._forget(req)
 
     def drop(self, req: Request) -> None:
-        """``cache_finished_req(is_insert=False)``: abort or retraction; private slots are freed."""
-        if req.private:
-            self.pool.free(req.row[req.prot : req.kv].clone())
-        self._leave(req)
+        """Abort or retraction."""
+        self.lifecycle.drop(req, req.kv)
+        self._forget(req)
 
-    def _leave(self, req: Request) -> None:
+    def _let_keep(self, req: Request, keep: Keep) -> None:
         if req.state is not None:
-            self.tree.disuse(req.state.stop(), req.state)
-        self.tree.unlock(req.node)
-        self.requests.remove(req)
-        req.node, req.phase, req.prot, req.kv = None, "gone", 0, 0
-        self._trim()
+            req.state.keep = keep
 
-    def _trim(self) -> None:
-        if self.share < 1.0:
-            self.evictor.trim(int(self.share * self.pool.capacity))
+    def _forget(self, req: Request) -> None:
+        self.requests.remove(req)
+        req.node, req.phase, req.protected_len, req.kv = None, "gone", 0, 0
 
     def flush(self) -> None:
         assert not self.requests
@@ -338,7 +316,7 @@ class Engine:
 
     # -- whole runs, for example tests ---------------------------------------------------------------------------
 
-    def serve(self, prompt: Sequence[int], output: Sequence[int] = (), keep=None, namespace: str = "") -> Request:
+    def serve(self, prompt: Sequence[int], output: Sequence[int] = (), keep=None, namespace: Namespace = HOME) -> Request:
         """Admit, prefill at once and decode ``output``; the request keeps running."""
         req = self.request(prompt, namespace)
         self.admit(req)

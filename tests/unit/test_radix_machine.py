@@ -9,10 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from tests.unit import reclaim_oracle
-from tests.unit.radix_engine import POISON, Engine, Request
+from tests.unit.radix_engine import HOME, PLAIN, POISON, Engine, Request
 from tests.unit.radix_model import Model, ViewRecord, compare_match, snapshot
 from tgvkv_sglang.kv import integrity
 from tgvkv_sglang.kv.evictor import Evictor
+from tgvkv_sglang.namespace import Namespace
 from tgvkv_sglang.spans import VISION_PAD_BASE
 
 LAYERS = 3
@@ -29,7 +30,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
         self.engine = Engine(capacity, LAYERS, reclaimable_share=share, cap=cap)
         self.model = Model(self.engine.prefixes)
         self.waiting: list[Request] = []
-        self.history: list[tuple[str, bool, list[int]]] = [("", True, [])] * 3 + [("\x1fother", False, [])]
+        self.history: list[tuple[Namespace, list[int]]] = [(HOME, [])] * 3 + [(PLAIN, [])]
 
     # -- helpers -------------------------------------------------------------------------------------------------
 
@@ -49,8 +50,8 @@ class SpanTreeMachine(RuleBasedStateMachine):
         tree, model = self.engine.tree, self.model
 
         def insert(namespace, ids, slots, owned_from, atomic, grounding=None):
-            pids = self.engine.prefixes.walk(namespace, ids.tolist(), atomic)
-            stand_in = Request("", namespace, atomic, [], pids, None)
+            pids = self.engine.prefixes.walk(namespace, ids.tolist())
+            stand_in = Request("", namespace, [], pids, None)
             freed = len(self.engine.pool.freed)
             duplicates = model.insert(stand_in, slots.tolist(), owned_from, len(ids), grounding)
             inserted = type(tree).insert(tree, namespace, ids, slots, owned_from, atomic, grounding)
@@ -183,19 +184,19 @@ class SpanTreeMachine(RuleBasedStateMachine):
             at -= weight
 
     def arrive(self, data):
-        namespace, atomic, before = data.draw(st.sampled_from(self.history), label="after")
+        namespace, before = data.draw(st.sampled_from(self.history), label="after")
         prompt = list(before)
         for _ in range(data.draw(st.sampled_from([1, 1, 2, 0]), label="images")):
             prompt += data.draw(st.one_of(st.just([]), WORDS)) + data.draw(st.sampled_from(IMAGES))
         prompt += data.draw(WORDS) if not prompt or data.draw(st.integers(0, 9)) != 5 else []
         if len(prompt) < 32 and len(self.waiting) < 4:
-            self.waiting.append(self.engine.request(prompt, namespace, atomic))
-            self.history.append((namespace, atomic, prompt))
+            self.waiting.append(self.engine.request(prompt, namespace))
+            self.history.append((namespace, prompt))
 
     def ask_again(self, data):
-        namespace, atomic, prompt = data.draw(st.sampled_from(self.history[4:]))
+        namespace, prompt = data.draw(st.sampled_from(self.history[4:]))
         if len(self.waiting) < 4 and len(prompt) < 32:
-            self.waiting.append(self.engine.request(prompt, namespace, atomic))
+            self.waiting.append(self.engine.request(prompt, namespace))
 
     def admit(self, data):
         """A limit below the last token is what asking for input log-probabilities does."""
@@ -237,7 +238,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
         self._spy_insert()
         req = data.draw(st.sampled_from(self._running("decode", "computed")))
         self.engine.finish(req, self._keep(data))
-        self.history.append((req.namespace, req.atomic, req.ids))
+        self.history.append((req.namespace, req.ids))
 
     def abort_or_retract(self, data):
         again = data.draw(st.booleans())
@@ -259,34 +260,31 @@ class SpanTreeMachine(RuleBasedStateMachine):
 
     def peek(self, data):
         """Scheduling policies match without admitting."""
-        namespace, atomic, prompt = data.draw(st.sampled_from(self.history))
+        namespace, prompt = data.draw(st.sampled_from(self.history))
         if prompt:
-            req = self.engine.request(prompt, namespace, atomic)
+            req = self.engine.request(prompt, namespace)
             self._checked_match(req, data.draw(st.integers(0, len(prompt))))
 
     def flush(self, data):
         self.engine.flush()
         self.model.clear()
-        for req in self.waiting:
-            if req.state is not None:
-                req.state.resume = []
 
     # -- checks --------------------------------------------------------------------------------------------------
 
     def _check_prefix(self, req):
         """What a prefill attends to: every prefix position through the row or through a view, with its own content."""
-        table = req.state.prefill_table if req.state is not None else None
+        table = req.state.table(decode=False) if req.state is not None else None
         self._check_row(req, table, req.kv)
 
     def _check_row(self, req, table, length):
         viewed = {p for start, end in (table.spans if table else ()) for p in range(start, end)}
         dense = [p for p in range(length) if p not in viewed]
-        slots = [int(req.row[p]) for p in dense]
+        slots = [int(req.page_row[p]) for p in dense]
         assert 0 not in slots, f"{req.name}: no slot and no view at {dense[slots.index(0)] if 0 in slots else None}"
         self.engine.pool.check_slots(slots, [req.pids[p] for p in dense], f"row of {req.name}")
         for p in viewed & set(range(length)):
-            if req.row[p]:
-                self.engine.pool.check_slots([int(req.row[p])], [req.pids[p]], f"row of {req.name} under a view")
+            if req.page_row[p]:
+                self.engine.pool.check_slots([int(req.page_row[p])], [req.pids[p]], f"row of {req.name} under a view")
         for layer in range(LAYERS) if table else ():
             units, positions = table.layer(layer)
             assert positions.tolist() == sorted(set(positions.tolist()) & viewed)
@@ -334,7 +332,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
     def requests_see_their_own_tokens(self):
         for req in self.engine.requests:
             if req.phase == "decode":
-                self._check_row(req, req.state.decode_table if req.state else None, req.kv)
+                self._check_row(req, req.state.table(decode=True) if req.state else None, req.kv)
             elif req.state is not None or req.phase == "computed":
                 self._check_prefix(req)
 

@@ -74,7 +74,7 @@ def test_packed_view_in_use_outlives_its_successor(engine):
     assert again.state.views == [old]
     finished(engine, SYSTEM + IMAGE + WHAT + [7] + WHERE)
     assert evict(engine, 1) == 9 - 6
-    units, positions = again.state.decode_table.layer(0)
+    units, positions = again.state.table(decode=True).layer(0)
     engine.pool.check_units(units, [again.pids[p] for p in positions], torch.tensor([0, 0, 0]), "packed view in use")
 
 
@@ -164,8 +164,8 @@ def test_locked_span_is_reclaimable_when_every_user_decodes_through_a_view(engin
     assert engine.evictor.evictable == len(IMAGE) - 6
     assert engine.evictor.evict(1) == 3 and engine.evictor.evictable == 0
     for req in (a, b):
-        assert req.row[4:13].tolist() == [0] * 9 and 0 not in req.row[:4].tolist() + req.row[13:16].tolist()
-        units, positions = req.state.decode_table.layer(2)
+        assert req.page_row[4:13].tolist() == [0] * 9 and 0 not in req.page_row[:4].tolist() + req.page_row[13:16].tolist()
+        units, positions = req.state.table(decode=True).layer(2)
         assert positions.tolist() == [4, 5, 6]
         engine.pool.check_units(units, req.pids[4:7], torch.tensor([2, 2, 2]), "packed view")
 
@@ -176,7 +176,7 @@ def test_span_becomes_reclaimable_when_another_branch_is_dropped(engine):
     running = engine.serve(SYSTEM + IMAGE + WHAT)
     # 3 slots for the running view and 9 for the other do not fit in 9; without the other question (2 slots) 6 are left
     assert engine.evictor.evictable == 2 + 6
-    assert engine.evictor.evict(8) == 8 and running.row[4:13].tolist() == [0] * 9
+    assert engine.evictor.evict(8) == 8 and running.page_row[4:13].tolist() == [0] * 9
 
 
 def passing_by(engine: Engine) -> tuple:
@@ -250,5 +250,5 @@ def test_repeated_prompt_in_chunks_holds_the_view_it_replays(engine):
     assert engine.evictor.evict(99) == 0 and view in view.span.span_views
     engine.forward(req, len(req.prompt) - req.kv)
     engine.process_prefill(req, engine.first_third)
-    units, positions = req.state.decode_table.layer(1)
+    units, positions = req.state.table(decode=True).layer(1)
     engine.pool.check_units(units, [req.pids[p] for p in positions], torch.tensor([1, 1, 1]), "replayed view")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.radix_engine import Engine
+from tests.unit.radix_engine import HOME, PLAIN, Engine
 from tests.unit.radix_examples import (
     IMAGE,
     OTHER,
@@ -17,9 +17,11 @@ from tests.unit.radix_examples import (
     reclaim,
     span_nodes,
 )
+from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import IntegrityError
 from tgvkv_sglang.kv import integrity
 from tgvkv_sglang.kv.matching import whole_prefix
+from tgvkv_sglang.namespace import Namespace
 from tgvkv_sglang.spans import vision_runs
 
 
@@ -130,9 +132,12 @@ def test_heal(engine):
     assert match(engine, SYSTEM + IMAGE + [31]).length == len(SYSTEM + IMAGE)
 
 
+OTHER_CLIENT = Namespace.of(TgvConfig(retention=0.5), "other")
+
+
 def test_namespaces_share_nothing(engine):
     finished(engine, SYSTEM + IMAGE + WHAT)
-    assert engine.match(engine.request(SYSTEM + IMAGE + WHAT, "other")).length == 0
+    assert engine.match(engine.request(SYSTEM + IMAGE + WHAT, OTHER_CLIENT)).length == 0
 
 
 def test_another_length_of_run_is_another_image(engine):
@@ -143,11 +148,11 @@ def test_another_length_of_run_is_another_image(engine):
 
 def test_without_atoms_an_image_is_shared_in_part():
     engine = Engine(capacity=60, layers=1)
-    req = engine.request(SYSTEM + IMAGE + WHAT, "plain", atomic=False)
+    req = engine.request(SYSTEM + IMAGE + WHAT, PLAIN)
     engine.admit(req)
     engine.forward(req, len(req.prompt))
     engine.finish(req, engine.first_third)
-    assert engine.match(engine.request(SYSTEM + IMAGE[:4] + WHERE, "plain", atomic=False)).length == len(SYSTEM) + 4
+    assert engine.match(engine.request(SYSTEM + IMAGE[:4] + WHERE, PLAIN)).length == len(SYSTEM) + 4
 
 
 def test_whole_prefix_never_cuts_an_image():
@@ -191,7 +196,7 @@ def test_abort_in_the_middle_of_an_image_frees_the_private_tail(engine):
     engine.admit(req)
     engine.forward(req, 8)
     engine.stash_chunk(req)
-    assert req.prot == len(SYSTEM)
+    assert req.protected_len == len(SYSTEM)
     engine.drop(req)
     assert engine.tree.total == len(SYSTEM) == engine.evictor.evictable
     assert len(engine.pool.free_slots) == 100 - len(SYSTEM)
@@ -205,7 +210,7 @@ def test_two_requests_computed_the_same_span_at_the_same_time(engine):
     for req in (a, b):
         engine.process_prefill(req, engine.first_third)
     shared = len(SYSTEM + IMAGE) + 1
-    assert a.row[:shared].tolist() == b.row[:shared].tolist()
+    assert a.page_row[:shared].tolist() == b.page_row[:shared].tolist()
     assert len(engine.pool.free_slots) == 100 - shared - 4
 
 
@@ -258,4 +263,4 @@ def test_healing_half_a_span_is_an_error(engine):
     finished(engine, IMAGE + WHAT)
     reclaim(engine)
     with pytest.raises(ValueError, match=r"\[0, 9\) can only be healed whole, owned from 3"):
-        engine.tree.insert("", np.array(IMAGE), torch.arange(9), 3, True)
+        engine.tree.insert(HOME, np.array(IMAGE), torch.arange(9), 3, True)
