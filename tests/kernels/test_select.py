@@ -8,7 +8,7 @@ from tgvkv_kernels.common.errors import KernelInputError
 from tgvkv_kernels.select import layer_budgets, select, view_units
 
 from tests.kernels.kernel_support import assert_same_bits, generator
-from tgvkv_sglang.scoring.budget import vision_budget
+from tgvkv_sglang.selection.budget import vision_budget
 
 MASSES = {
     "equal": [1.0] * 7,
@@ -98,7 +98,7 @@ def check_strided_scores():
 
 @pytest.mark.parametrize("masses", [*MASSES.values(), *(random_masses(seed) for seed in range(20))])
 def test_budgets_equal_the_exact_ones(masses):
-    """The host's exact-rational budgets (`tgvkv_sglang.scoring.budget`) and the device's float64 ones agree."""
+    """The host's exact-rational budgets (`tgvkv_sglang.selection.budget`) and the device's float64 ones agree."""
     layers = len(masses)
     stored = torch.tensor(masses)
     for cap in (1, 5, 576):

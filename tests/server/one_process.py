@@ -21,14 +21,16 @@ from sglang.srt.runtime_context import publish, reset_context
 from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 
-from tgvkv_sglang.attention.rows import Row, plan_prefill_rows, stash_and_score
+from tgvkv_sglang.attention.planner import ViewPlanner
+from tgvkv_sglang.attention.rows import Row, stash_and_score
 from tgvkv_sglang.attention.torch_cpu import KeyRows, row_lse_e, visible
 from tgvkv_sglang.config import TgvConfig
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE
+from tgvkv_sglang.selection.policy import Model
 from tgvkv_sglang.sglang_seam.allocator import CpuSlotAllocator
 from tgvkv_sglang.sglang_seam.pool import TgvKVPool
 from tgvkv_sglang.sglang_seam.radix_cache import TgvRadixCache
 from tgvkv_sglang.sglang_seam.requests import state_of
+from tgvkv_sglang.spans import VISION_PAD_BASE
 
 LAYERS, Q_HEADS, KV_HEADS, DIM, SCALE = 3, 4, 2, 8, 0.3
 SLOTS = 300
@@ -69,7 +71,8 @@ class OneProcess:
         self.random = torch.Generator().manual_seed(0)
         for tensor in (pool.k_all, pool.v_all):
             tensor.copy_(torch.randn(tensor.shape, generator=self.random))
-        self.store = pool.units
+        self.store = pool.store
+        self.planner = ViewPlanner(self.store, Model(LAYERS, Q_HEADS), self.rows.req_to_token)
         self.allocator = CpuSlotAllocator(SLOTS, 1, torch.float32, "cpu", pool, False)
         self.cache = TgvRadixCache(CacheInitParams(False, self.rows, self.allocator, 1), self.config)
 
@@ -95,13 +98,10 @@ class OneProcess:
     def run(self, req: Req, spoil: Spoil | None = None) -> Row:
         """What scoring sees of the scheduled chunk's forward."""
         prefix, end = req.extend_range
-        begin = lambda state: state.begin_grounding(LAYERS, Q_HEADS, None)  # noqa: E731
-        (row,) = plan_prefill_rows([state_of(req)], [prefix], [end], begin)
-        if row.text is None:
+        (row,) = self.planner.prefill_rows([state_of(req)], [prefix], [end], torch.tensor([req.req_pool_idx]))
+        if not row.scores:
             return row
         slots = self.rows.req_to_token[req.req_pool_idx, :end]
-        if row.last_chunk:
-            row.state.grounding.locate(slots)
         key_rows = KeyRows(slots, row.table, self.store)
         for layer in range(LAYERS):
             keys = key_rows.layer(layer)

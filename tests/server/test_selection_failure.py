@@ -13,7 +13,8 @@ from sglang.srt.mem_cache.common import release_kv_cache
 
 from tests.server.one_process import OneProcess, configured, picture
 from tgvkv_sglang.errors import NeverScoredError
-from tgvkv_sglang.sglang_seam import selection
+from tgvkv_sglang.request.state import Phase
+from tgvkv_sglang.sglang_seam import selections
 from tgvkv_sglang.sglang_seam.requests import state_of
 
 TOKENS = 40
@@ -40,8 +41,7 @@ def configuration(model_dir):
 
 @pytest.fixture(autouse=True)
 def first_rank(monkeypatch):
-    monkeypatch.setattr(selection, "is_first_rank", lambda: True)
-    monkeypatch.setattr(selection, "failed_requests", 0)
+    monkeypatch.setattr(selections, "is_first_rank", lambda: True)
 
 
 @pytest.fixture
@@ -50,7 +50,11 @@ def engine() -> OneProcess:
 
 
 def reports(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == selection.__name__]
+    return [record.getMessage() for record in caplog.records if record.name == selections.__name__]
+
+
+def failed(engine: OneProcess) -> int:
+    return engine.cache.selections.failed_requests
 
 
 def in_full(engine: OneProcess, req) -> bool:
@@ -66,9 +70,9 @@ def test_bad_scores_leave_the_image_in_full_and_in_place(engine, caplog, spoil, 
     (message,) = reports(caplog)
     layers = "[1]" if spoil is nan_in_layer_one else "[0, 1, 2]"
     assert "'overflown\\n' decodes on its whole images at tokens [3, 43)" in message and layers in message
-    assert "so far: 1" in message and "--dtype" in message and selection.failed_requests == 1
+    assert "so far: 1" in message and "--dtype" in message and failed(engine) == 1
     state = state_of(req)
-    assert state.settled and not state.views and state.selection_failed
+    assert state.phase is Phase.DECODING and not state.views and state.selection_failed
     assert in_full(engine, req)
     free = engine.free()
     assert engine.cache.evictable_size() == 0 and engine.cache.evict(EVERYTHING).num_tokens_evicted == 0, "it is pinned"
@@ -126,7 +130,7 @@ def test_a_view_of_an_earlier_image_is_kept_when_a_later_selection_fails():
 
 def test_a_request_that_ends_with_its_first_token(engine, caplog):
     engine.prefill("short", PROMPT, overflow, last=True)
-    assert selection.failed_requests == len(reports(caplog)) == 1
+    assert failed(engine) == len(reports(caplog)) == 1
     engine.check_idle()
 
 
@@ -142,7 +146,7 @@ def test_a_retracted_request_is_reported_once_and_can_do_better(engine, caplog, 
         engine.run(req, spoil)
         engine.take_result(req)
         assert in_full(engine, req) is (spoil is not None)
-    assert selection.failed_requests == len(reports(caplog)) == 1
+    assert failed(engine) == len(reports(caplog)) == 1
     engine.finish(req)
     engine.check_idle()
 
@@ -172,7 +176,7 @@ def test_a_layer_that_was_never_scored_is_a_bug(engine, caplog, forward, words, 
                 engine = OneProcess()
             else:
                 engine.take_result(req, last=last)
-    assert selection.failed_requests == 1 and "strict-0" in reports(caplog)[0]
+    assert failed(engine) == 1 and "strict-0" in reports(caplog)[0]
     if not last:
         assert in_full(engine, req)
         engine.finish(req)
@@ -188,7 +192,7 @@ def test_gone_before_its_last_chunk_is_no_failure(engine, caplog, insert):
     assert state_of(req).grounding is not None and not state_of(req).grounding.complete
     with STRICT.override(2):
         release_kv_cache(req, engine.cache, is_insert=insert)
-    assert not reports(caplog) and selection.failed_requests == 0
+    assert not reports(caplog) and failed(engine) == 0
     engine.check_idle()
 
 
@@ -198,6 +202,6 @@ def test_nothing_to_select_is_no_failure(engine, caplog, ids):
     caplog.set_level(logging.DEBUG)
     with STRICT.override(2):
         req = engine.prefill("plain", ids)
-    assert not reports(caplog) and selection.failed_requests == 0
+    assert not reports(caplog) and failed(engine) == 0
     engine.finish(req)
     engine.check_idle()

@@ -222,11 +222,12 @@ def test_the_backend_asks_for_the_order(model_dir, monkeypatch):
     asked = []
     monkeypatch.setattr(flashinfer_backend, "order_moves", lambda *args: asked.append(args))
     monkeypatch.setattr(flashinfer_backend.FlashInferAttnBackend, "__init__", NOTHING)
-    monkeypatch.setattr(flashinfer_backend, "grounding_starter", NOTHING)
+    monkeypatch.setattr(flashinfer_backend, "model_of", NOTHING)
     backend = object.__new__(flashinfer_backend.TgvFlashInferBackend)
-    backend.token_to_kv_pool = SimpleNamespace(units=OneProcess().store, start_layer=0)
+    backend.token_to_kv_pool = SimpleNamespace(store=OneProcess().store, start_layer=0)
+    backend.req_to_token_pool = SimpleNamespace(req_to_token=torch.zeros(2, 8, dtype=torch.int32))
     backend.decode_cuda_graph_metadata, backend.indices_updater_decode = {}, SimpleNamespace(update=NOTHING)
     with configured(model_dir) as args:
         runner = SimpleNamespace(server_args=args)
         backend.__init__(runner)
-    assert asked == [(backend.token_to_kv_pool.units, runner)]
+    assert asked == [(backend.token_to_kv_pool.store, runner)]

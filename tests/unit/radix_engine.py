@@ -316,9 +316,9 @@ class Engine:
 
     # -- whole runs, for example tests ---------------------------------------------------------------------------
 
-    def serve(self, prompt: Sequence[int], output: Sequence[int] = (), keep=None, namespace: Namespace = HOME) -> Request:
+    def serve(self, prompt: Sequence[int], output: Sequence[int] = (), keep: Keep | None = None) -> Request:
         """Admit, prefill at once and decode ``output``; the request keeps running."""
-        req = self.request(prompt, namespace)
+        req = self.request(prompt)
         self.admit(req)
         assert self.make_room(len(prompt) - req.kv)
         self.forward(req, len(prompt) - req.kv)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.oracle.selection import largest_remainder, total_quotas, vision_quotas
-from tgvkv_sglang.scoring.budget import shares, total_budget, vision_budget, vision_total
+from tgvkv_sglang.errors import SelectionError
+from tgvkv_sglang.selection.budget import shares, total_budget, vision_budget, vision_total
 
 MASSES = st.lists(
     st.one_of(st.just(0.0), st.floats(1e-12, 1e6), st.integers(1, 5).map(float)), min_size=1, max_size=9
@@ -98,7 +99,7 @@ def test_retention_one_keeps_everything(retention):
 
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
 def test_bad_mass_is_named(bad):
-    with pytest.raises(ValueError, match="layer 1 has attention mass"):
+    with pytest.raises(SelectionError, match="layer 1 has attention mass"):
         vision_budget([1.0, bad], 4, Fraction(1, 2))
 
 

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from tests.oracle.selection import TEXT, VISION, select
-from tgvkv_sglang.attention.grounding import Grounding, grounding_positions
 from tgvkv_sglang.attention.torch_cpu import KeyRows, attend, row_lse_e, visible
 from tgvkv_sglang.errors import NeverScoredError
 from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.kv.views import ViewTable
+from tgvkv_sglang.selection.grounding import Grounding
+from tgvkv_sglang.selection.policy import Model
+from tgvkv_sglang.selection.tgv import Tgv
 from tgvkv_sglang.types import Span
 
 LAYERS, Q_HEADS, KV_HEADS, DIM, SCALE = 3, 4, 2, 8, 0.31
@@ -46,8 +48,9 @@ class Prompt:
 
     def ground(self, cuts: list[int], start: int = 0, cap: int = 4096, heads: int = Q_HEADS, reduce=None) -> Grounding:
         """Run a prefill of ``[start, N)`` in chunks that end at ``cuts``, as the backend does."""
-        text = grounding_positions(SPANS, start, N, cap)
-        grounding = Grounding(SPANS, text, (start, N), LAYERS, heads, reduce)
+        text = Tgv().query_positions(SPANS, start, N, cap)
+        model = Model(LAYERS, heads) if reduce is None else Model(LAYERS, heads, reduce)
+        grounding = Grounding(SPANS, text, (start, N), model, Tgv())
         begin = start
         for end in [*cuts, N]:
             keys = KeyRows(self.row[:end], None, self.store)
@@ -78,7 +81,7 @@ def test_scores_equal_the_oracle_however_the_prefill_is_cut(cuts, start):
     assert grounding.vision_positions.tolist() == oracle.vision_positions.tolist()
     # the LSE is taken in float32: about 1e-6 relative in exp(logit - lse)
     for got, want in (
-        (result.text_weights, oracle.text_weights),
+        (result.extras["text_weights"], oracle.text_weights),
         (result.scores, oracle.scores),
         (result.layer_mass, oracle.layer_mass),
     ):
@@ -92,7 +95,7 @@ def test_the_cap_leaves_the_last_text_to_ground(cap):
     capped = select(attention, KINDS, 0.3, new_text_start=N - cap)
     result = prompt.ground([13], cap=cap).result()
     np.testing.assert_allclose(result.scores.numpy(), capped.scores, rtol=5e-6)
-    np.testing.assert_allclose(result.text_weights.numpy(), capped.text_weights, rtol=5e-6)
+    np.testing.assert_allclose(result.extras["text_weights"].numpy(), capped.text_weights, rtol=5e-6)
 
 
 def test_tensor_parallel_halves_add_up():
@@ -112,7 +115,7 @@ def test_tensor_parallel_halves_add_up():
         half.ground([], reduce=lambda t, seen=seen: seen.append(t) or t)
         weights.append(seen[0::2])
     summed = [a + b for a, b in zip(*weights, strict=True)]
-    np.testing.assert_allclose(torch.stack(summed).numpy(), want.text_weights.numpy(), rtol=5e-6)
+    np.testing.assert_allclose(torch.stack(summed).numpy(), want.extras["text_weights"].numpy(), rtol=5e-6)
     totals = []
     for half in halves:
         calls, seen = iter(range(99)), []
@@ -129,7 +132,8 @@ def test_tensor_parallel_halves_add_up():
     np.testing.assert_allclose(packed[:, -1], want.layer_mass.numpy(), rtol=5e-6)
 
 
-def test_grounding_positions():
+def test_the_text_that_asks():
+    grounding_positions = Tgv().query_positions
     assert grounding_positions(SPANS, 0, N, 99).tolist() == [10, 11, 17, 18, 19, 20, 21, 22]
     assert grounding_positions(SPANS, 11, N, 99).tolist() == [11, 17, 18, 19, 20, 21, 22]
     assert grounding_positions(SPANS, 0, N, 2).tolist() == [21, 22]
@@ -139,10 +143,18 @@ def test_grounding_positions():
 
 
 def test_an_unfinished_grounding_says_which_layers_are_missing():
-    grounding = Grounding(SPANS, grounding_positions(SPANS, 0, N, 99), (0, N), LAYERS, Q_HEADS)
+    grounding = Grounding(SPANS, Tgv().query_positions(SPANS, 0, N, 99), (0, N), Model(LAYERS, Q_HEADS), Tgv())
     assert not grounding.complete
     with pytest.raises(NeverScoredError, match=r"\[0, 1, 2\] were never scored"):
         grounding.result()
+
+
+def test_scoring_before_the_tokens_are_located_is_named():
+    prompt = Prompt()
+    grounding = Grounding(SPANS, Tgv().query_positions(SPANS, 0, N, 99), (0, N), Model(LAYERS, Q_HEADS), Tgv())
+    grounding.add(0, prompt.q[0][:1], torch.zeros(1, Q_HEADS))
+    with pytest.raises(NeverScoredError, match="locate"):
+        grounding.finish_layer(0, prompt.store, SCALE)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -16,10 +16,11 @@ LEAVES = {"types", "errors", "config", "flags", "spans", "namespace", "registry"
 MAY_IMPORT = {
     "leaves": {"leaves"},
     "kv": {"leaves", "tgvkv_kernels"},
-    "scoring": {"leaves", "tgvkv_kernels"},
-    "attention": {"leaves", "kv", "scoring", "tgvkv_kernels"},
-    "sglang_seam": {"leaves", "kv", "scoring", "attention", "tgvkv_kernels"},
-    "cli": {"leaves", "kv", "scoring", "attention", "sglang_seam", "demo", "tgvkv_kernels"},
+    "selection": {"leaves", "kv", "tgvkv_kernels"},
+    "attention": {"leaves", "kv", "selection", "tgvkv_kernels"},
+    "request": {"leaves", "kv", "selection"},
+    "sglang_seam": {"leaves", "kv", "selection", "attention", "request", "tgvkv_kernels"},
+    "cli": {"leaves", "sglang_seam", "demo"},
     "demo": {"leaves"},
     "testing": {"leaves", "cli", "demo"},  # for tests and benchmarks: nothing above may import it
     "tgvkv_kernels": set(),
@@ -70,7 +71,7 @@ def name(path: Path) -> str:
 
 def test_the_walk_finds_the_packages():
     parts = {own_part(path) for path in FILES}
-    assert parts >= {"leaves", "kv", "scoring", "attention", "sglang_seam", "tgvkv_kernels"}
+    assert parts >= {"leaves", "kv", "selection", "request", "attention", "sglang_seam", "tgvkv_kernels"}
     assert "sglang.srt.mem_cache.base_prefix_cache" in imports(PLUGIN / "sglang_seam" / "radix_cache.py")
     assert "tgvkv_sglang.kv.radix" in imports(PLUGIN / "sglang_seam" / "radix_cache.py")
 

@@ -164,7 +164,8 @@ def test_locked_span_is_reclaimable_when_every_user_decodes_through_a_view(engin
     assert engine.evictor.evictable == len(IMAGE) - 6
     assert engine.evictor.evict(1) == 3 and engine.evictor.evictable == 0
     for req in (a, b):
-        assert req.page_row[4:13].tolist() == [0] * 9 and 0 not in req.page_row[:4].tolist() + req.page_row[13:16].tolist()
+        row = req.page_row.tolist()
+        assert row[4:13] == [0] * 9 and 0 not in row[:4] + row[13:16]
         units, positions = req.state.table(decode=True).layer(2)
         assert positions.tolist() == [4, 5, 6]
         engine.pool.check_units(units, req.pids[4:7], torch.tensor([2, 2, 2]), "packed view")

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from tests.oracle.selection import TEXT, VISION, select
 from tgvkv_sglang.errors import SelectionError, TgvkvError
-from tgvkv_sglang.scoring.select import keep_top, layer_budgets, usable_masses
+from tgvkv_sglang.registry import load_budget_rule
+from tgvkv_sglang.selection.choose import choose, keep_top, usable_masses
+from tgvkv_sglang.selection.grounding import Scores
 
 
 def brute_force(scores: list[list[float]], budget: list[int]) -> list[list[bool]]:
@@ -57,18 +59,18 @@ BAD = [float("nan"), float("inf"), float("-inf")]
 @pytest.mark.parametrize("bad", BAD)
 def test_scores_that_are_not_finite_are_refused_by_layer(bad):
     scores, mass = torch.ones(4, 3), torch.tensor([1.0, 2.0, 3.0, 4.0])
-    assert usable_masses(scores, mass) == [1.0, 2.0, 3.0, 4.0]
+    assert usable_masses(Scores(scores, mass, {})) == [1.0, 2.0, 3.0, 4.0]
     scores[1, 2] = scores[3, 0] = bad
     with pytest.raises(SelectionError, match=r"scores of layers \[1, 3\] .*\(of 4 layers\)") as caught:
-        usable_masses(scores, mass)
+        usable_masses(Scores(scores, mass, {}))
     assert isinstance(caught.value, TgvkvError)
 
 
 @pytest.mark.parametrize("bad", [*BAD, -1e-30])
 def test_masses_that_are_no_masses_are_refused_by_layer(bad):
     with pytest.raises(SelectionError, match=r"layers \[0\]"):
-        usable_masses(torch.ones(2, 3), torch.tensor([bad, 1.0]))
-    assert usable_masses(torch.ones(2, 3), torch.zeros(2)) == [0.0, 0.0]
+        usable_masses(Scores(torch.ones(2, 3), torch.tensor([bad, 1.0]), {}))
+    assert usable_masses(Scores(torch.ones(2, 3), torch.zeros(2), {})) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("scope", ["vision", "total"])
@@ -81,8 +83,7 @@ def test_selection_equals_the_oracle(scope, retention):
     attention = np.exp(logits) * np.tri(n)
     attention /= attention.sum(-1, keepdims=True)
     oracle = select(attention, kinds, retention, scope)
-    budget = layer_budgets(
-        oracle.layer_mass.tolist(), vision_tokens=29, tokens=n, retention=Fraction(str(retention)), scope=scope
-    )
-    assert budget == oracle.budget.tolist()
-    assert keep_top(torch.from_numpy(oracle.scores), budget).tolist() == oracle.kept.tolist()
+    scores = Scores(torch.from_numpy(oracle.scores), torch.from_numpy(oracle.layer_mass), {})
+    choice = choose(scores, load_budget_rule(scope), Fraction(str(retention)), n)
+    assert choice.budget == oracle.budget.tolist()
+    assert choice.kept.tolist() == oracle.kept.tolist()

@@ -7,12 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_grounding import LAYERS, SPANS, Prompt
-from tgvkv_sglang.attention.state import PrefillPlan, RequestState
+from tests.unit.test_grounding import LAYERS, Q_HEADS, SPANS, Prompt
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import ConfigError, SelectionError
 from tgvkv_sglang.kv.nodes import Node, View
-from tgvkv_sglang.scoring.select import keep_top, keep_top_on_device, layer_budgets, usable_masses
+from tgvkv_sglang.kv.radix import Match
+from tgvkv_sglang.request.state import Phase, RequestState
+from tgvkv_sglang.selection.budget import VisionBudget
+from tgvkv_sglang.selection.choose import choose, choose_on_device
+from tgvkv_sglang.selection.grounding import Scores
+from tgvkv_sglang.selection.policy import Model
+from tgvkv_sglang.types import Span
 
 
 @given(st.data())
@@ -23,9 +28,9 @@ def test_the_device_chooses_what_the_host_would(data):
                                              max_size=layers)))  # fmt: skip
     mass = data.draw(st.lists(st.integers(0, 9).map(float), min_size=layers, max_size=layers))
     retention = Fraction(data.draw(st.integers(1, 99)), 100)
-    budget = layer_budgets(mass, vision_tokens=tokens, tokens=tokens, retention=retention, scope="vision")
-    early = keep_top_on_device(scores, torch.tensor(mass), retention)
-    assert early.mask(tokens).tolist() == keep_top(scores, budget).tolist()
+    known = Scores(scores, torch.tensor(mass), {})
+    early = choose_on_device(known, VisionBudget(), retention)
+    assert early.mask(tokens).tolist() == choose(known, VisionBudget(), retention, tokens).kept.tolist()
 
 
 BAD = [float("nan"), float("inf"), float("-inf")]
@@ -42,7 +47,7 @@ def test_a_choice_on_bad_numbers_has_the_right_size_and_stays_inside(bad, where)
     else:
         mass[slice(None) if where == "everything" else 2] = bad
         scores[:] = bad if where == "everything" else scores
-    early = keep_top_on_device(scores, mass, retention)
+    early = choose_on_device(Scores(scores, mass, {}), VisionBudget(), retention)
     counts = early.layer_ptr.diff()
     assert early.layer_ptr[0] == 0 and counts.sum() == len(early.columns) == retention * layers * tokens
     assert counts.min() >= 0 and counts.max() <= tokens
@@ -50,16 +55,20 @@ def test_a_choice_on_bad_numbers_has_the_right_size_and_stays_inside(bad, where)
     assert early.mask(tokens).sum(1).tolist() == counts.tolist(), "no column twice"
 
 
-def state(retention: float = 0.4) -> RequestState:
-    return RequestState("r", TgvConfig(retention=retention, zero_bubble=True), False, SPANS, 23)
+def nothing_cached(*views: View) -> Match:
+    """Nothing of the prompt is in the cache but spans of which ``views`` are left."""
+    return Match(0, torch.empty(0, dtype=torch.int64), None, views=list(views))
 
 
-def selected(prompt: Prompt) -> RequestState:
-    """A state whose prefill has just been scored."""
-    request = state()
-    request.begin(PrefillPlan(select=tuple(SPANS)))
+def selected(prompt: Prompt, *kept_views: View) -> RequestState:
+    """A request whose prefill has just been scored."""
+    vision = sorted([*SPANS, *(Span(view.span.start, view.span.end) for view in kept_views)])
+    request = RequestState("r", TgvConfig(retention=0.4, zero_bubble=True), False, vision, 23)
+    request.matched(nothing_cached(*kept_views))
+    assert request.begin_chunk(0, Model(LAYERS, Q_HEADS)) is not None and request.phase is Phase.SCORING
     request.grounding = prompt.ground([])
-    request.select_early(prompt.store)
+    request.scored(prompt.store)
+    assert request.phase is Phase.CHOSEN
     return request
 
 
@@ -75,19 +84,17 @@ def test_the_early_table_is_what_the_trees_views_will_be():
     request = selected(prompt)
     early = request.table(decode=True)
     assert early.spans == [(span.start, span.end) for span in SPANS]
-    scores = request.grounding.result()
-    budget = layer_budgets(scores.layer_mass.double().tolist(), vision_tokens=12, tokens=23, retention=Fraction("0.4"),
-                           scope="vision")  # fmt: skip
-    kept, views, at = keep_top(scores.scores, budget), [], 0
+    kept = choose(request.grounding.result(), VisionBudget(), Fraction("0.4"), 23).kept
+    assert request.choose().kept.tolist() == kept.tolist()
+    views, at = [], 0
     assert 0 < kept.sum() == len(early.parts[0]) < kept.numel()
     for span in SPANS:
         slots = prompt.row[span.start : span.end].long()
         node = Node(torch.zeros(len(span), dtype=torch.int64).numpy(), slots, start=span.start, atom=True)
         views.append(View(node, (0, 23), kept[:, at : at + len(span)], slots, prompt.store))
         at += len(span)
-    request.decode_through(views)
-    assert request.early is None and request.table(decode=True) is request.decode_table
-    assert request.table(decode=True).parts == views
+    request.decode_through(views, prompt.row)
+    assert request.phase is Phase.DECODING and request.table(decode=True).parts == views
     for layer in range(LAYERS):
         assert as_sets(early, layer) == as_sets(request.table(decode=True), layer)
 
@@ -98,12 +105,11 @@ def test_a_decode_step_before_the_result_goes_through_kept_views_too():
     slots = torch.arange(3)
     kept_view = View(Node(slots.numpy(), slots, start=0, atom=True), (3, 5), torch.ones(LAYERS, 3, dtype=torch.bool),
                      slots, prompt.store)  # fmt: skip
-    request = selected(prompt)
-    request.plan = PrefillPlan(select=tuple(SPANS), kept_views=(kept_view,))
+    request = selected(prompt, kept_view)
     table = request.table(decode=True)
     assert table.spans == [(0, 3), *((span.start, span.end) for span in SPANS)]
     assert request.table(decode=True) is table, "made once, so that the batch's tables stay as they are"
-    assert request.table(decode=False) is None
+    assert request.table(decode=False).parts == [kept_view]
 
 
 def test_a_new_prefill_forgets_the_early_choice():
@@ -111,8 +117,8 @@ def test_a_new_prefill_forgets_the_early_choice():
     prompt.store.k_flat, prompt.q = prompt.store.k_flat.float(), prompt.q.float()
     request = selected(prompt)
     assert request.table(decode=True) is not None
-    request.begin(PrefillPlan())
-    assert request.early is None and request.table(decode=True) is None
+    request.matched(nothing_cached())
+    assert request.phase is Phase.PLANNED and request.table(decode=True) is None
 
 
 def test_after_bad_numbers_decode_leaves_the_early_choice_for_the_spans_in_full():
@@ -123,14 +129,13 @@ def test_after_bad_numbers_decode_leaves_the_early_choice_for_the_spans_in_full(
     early = request.table(decode=True)
     assert early.spans == [(span.start, span.end) for span in SPANS]
     with pytest.raises(SelectionError, match=r"layers \[1\]"):
-        scores = request.grounding.result()
-        usable_masses(scores.scores, scores.layer_mass)
-    request.decode_through([])  # what the scheduler does then
-    assert request.table(decode=True) is None and request.settled
+        request.choose()
+    request.decode_through([], prompt.row)  # what the scheduler does then
+    assert request.table(decode=True) is None and request.phase is Phase.DECODING
 
 
 def test_zero_bubble_needs_totals_that_are_known_beforehand():
-    with pytest.raises(ConfigError, match="--tgvkv-zero-bubble needs --tgvkv-scope vision, got 'total'"):
+    with pytest.raises(ConfigError, match="--tgvkv-zero-bubble cannot be used with --tgvkv-scope total"):
         TgvConfig(zero_bubble=True, scope="total")
     with pytest.raises(ConfigError, match="--tgvkv-zero-bubble must be true or false, got 1"):
         TgvConfig(zero_bubble=1)

@@ -66,7 +66,8 @@ class TgvRadixCache(BasePrefixCache):
         self.evictor = Evictor(self.tree)
         share = config.reclaimable_share
         limit = int(share * self.capacity) if share < 1.0 else None
-        self.lifecycle = Lifecycle(self.tree, self.evictor, Selections(), limit)
+        self.selections = Selections()
+        self.lifecycle = Lifecycle(self.tree, self.evictor, self.selections, limit)
         self._checked: tuple[int, int, int] | None = None
         if params.enable_metrics:
             self.init_metrics_collector()

@@ -8,37 +8,37 @@ ranks, which is where they are spoiled; keys, values and answers are what they a
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import count
-from typing import Any, Callable
 
 import torch
 
 SPOILED_LAYER = 1
 
 
-def _reducer(rid: str, reduce: Callable | None) -> Callable | None:
-    """What a grounding sums with, for a request id ``spoiled-WHAT-...``: nan or inf in a score, or a bad mass."""
+def _spoiled(rid: str, model):
+    """The model that a request named ``spoiled-WHAT-...`` is scored with: nan or inf in a score, or a bad mass."""
     if not rid.startswith("spoiled-"):
-        return reduce
+        return model
     what, calls = rid.split("-")[1], count()
 
     def spoil(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor if reduce is None else reduce(tensor)
+        tensor = model.reduce(tensor)
         if next(calls) == 2 * SPOILED_LAYER + 1:
             tensor = tensor.clone()
             tensor[-1 if what == "mass" else 0] = math.inf if what == "inf" else math.nan
         return tensor
 
-    return spoil
+    return replace(model, reduce=spoil)
 
 
 def activate() -> None:
     """Called by SGLang in every process."""
-    from tgvkv_sglang.attention.state import RequestState
+    from tgvkv_sglang.request.state import RequestState
 
-    original = RequestState.begin_grounding
+    original = RequestState.begin_chunk
 
-    def begin_grounding(self: RequestState, layers: int, heads: int, reduce: Callable | None) -> Any:
-        return original(self, layers, heads, _reducer(self.rid, reduce))
+    def begin_chunk(self: RequestState, start: int, model):
+        return original(self, start, model if self.grounding is not None else _spoiled(self.rid, model))
 
-    RequestState.begin_grounding = begin_grounding
+    RequestState.begin_chunk = begin_chunk
