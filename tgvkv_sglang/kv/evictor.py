@@ -182,8 +182,8 @@ class Evictor:
         """Reclaim until the slots that reclaimable full spans hold are at most ``slots``, least recently used first."""
         freed = 0
         self._catch_up()
-        while self._reclaimable > slots:
-            freed += self.reclaim(self._spans.first())
+        while self._reclaimable > slots and (span := self._spans.first()) is not None:
+            freed += self.reclaim(span)
             self._catch_up()
         return freed
 
