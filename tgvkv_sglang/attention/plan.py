@@ -21,9 +21,14 @@ def plan_prefill(state: RequestState, match: Match) -> PrefillPlan:
 
 
 def _resumable(state: RequestState, match: Match) -> list[View]:
-    """A retracted request's own views, if the tree still holds them all: it goes on as if nothing had happened."""
-    if match.length < state.prompt_len:
+    """A retracted request's own views, if the tree still holds them all: it goes on as if nothing had happened.
+
+    An image that it had in full may be gone by now; of that it gets the view that the match found.
+    """
+    if match.length < state.prompt_len or not state.resume:
         return []
     path = set(match.path)
-    whole = all(view.node in path and view in view.span.span_views for view in state.resume)
-    return state.resume if whole else []
+    if not all(view.node in path and view in view.span.span_views for view in state.resume):
+        return []
+    own = {view.span for view in state.resume}
+    return state.resume + [view for view in match.views if view.span not in own]
