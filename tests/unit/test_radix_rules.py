@@ -177,6 +177,30 @@ def test_retracted_request_goes_on_with_its_view(engine):
     assert req.state.views == views
 
 
+def test_retracted_request_goes_on_with_somebody_elses_view_of_an_image_it_had_in_full(engine):
+    """Its prompt ends with that image: nothing grounded it, so that the request has no view of its own."""
+    first = SYSTEM + IMAGE + [5]
+    finished(engine, first)
+    reclaim(engine)
+    reader = engine.serve(first)  # replays, and holds the view
+    retracted = engine.serve(first + OTHER, [7])
+    assert retracted.state.views == reader.state.views
+    other = engine.request(first + OTHER)
+    engine.admit(other, limit=len(SYSTEM))  # its own question grounds both images
+    engine.forward(other, len(other.prompt) - other.kv)
+    engine.process_prefill(other, engine.first_third)
+    engine.drop(retracted)
+    reclaim(engine)
+    assert [node.value for node in span_nodes(engine)] == [None, None]
+    engine.admit(retracted)
+    table = retracted.state.prefill_table
+    assert table.spans == [(4, 13), (14, 20)]
+    assert set(table.parts) == {*reader.state.views, *(v for v in other.state.views if v.span.start == 14)}
+    engine.forward(retracted, 1)
+    engine.process_prefill(retracted, engine.first_third)
+    assert set(retracted.state.views) == set(table.parts)
+
+
 def test_prompt_of_a_retracted_request_is_grounding_though_its_answer_follows_in_the_same_chunk(engine):
     req = engine.serve(SYSTEM + IMAGE + WHAT, [7, 8])
     engine.drop(req)

@@ -60,10 +60,12 @@ def plan_prefill(
 
     Args:
         resume: the views of a retracted request. If the tree still holds them all it goes on with those, as if nothing
-            had happened.
+            had happened. An image that it had in full may be gone by now; of that it gets the view that was matched.
     """
     if match.length >= prompt_len and resume and _all_there(resume, match):
-        return PrefillPlan(match.length, prompt_len, policy, cap, tuple(resume), tuple(resume))
+        own = {view.span for view in resume}
+        views = (*resume, *(view for view in match.views if view.span not in own))
+        return PrefillPlan(match.length, prompt_len, policy, cap, views, views)
     viewed = tuple(match.views)
     kept = viewed + tuple(match.replay)
     settled = {view.span.start for view in kept}
