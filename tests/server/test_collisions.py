@@ -10,6 +10,7 @@ import pytest
 from tests.server.compare import assert_selection, assert_tokens, ids_of
 from tgvkv_sglang.spans import VISION_PAD_BASE
 from tgvkv_sglang.testing.images import make_image
+from tgvkv_sglang.testing.log_text import retractions
 from tgvkv_sglang.testing.prompts import about_images, chat, interleaved
 
 RETENTIONS = (0.1, 0.5, 1.0)  # the server's own, a request's own, and a plain radix tree
@@ -71,4 +72,4 @@ def test_colliding_pictures_side_by_side_under_retraction(colliding, oracle, ret
         answers = colliding.together(jobs)
         turns = [asked(oracle, text, [image], retention, 24) for image in images]
         assert sum(assert_tokens(a, t) for a, t in zip(answers, turns, strict=True)) >= 120
-    assert "retract" in colliding.log.read_text(errors="replace").lower()
+    assert retractions(colliding.log_text())

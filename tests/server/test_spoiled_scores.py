@@ -11,11 +11,11 @@ from typing import Iterator
 import pytest
 
 from tests.fakes import spoiled_env
-from tests.images import make_image
 from tests.server.compare import assert_selection, assert_tokens, ids_of
 from tests.server.conftest import CHUNKED, OURS
-from tests.server.harness import Server, launch
-from tests.server.prompts import about_images, chat
+from tgvkv_sglang.testing.images import make_image
+from tgvkv_sglang.testing.prompts import about_images, chat
+from tgvkv_sglang.testing.server import Server, launch
 
 RETENTION, TOKENS = 0.1, 16
 KINDS = ("nan", "inf", "mass")
@@ -37,7 +37,7 @@ def steps_before_the_result(server) -> int:
 
 
 def reports(server: Server, rid: str) -> list[str]:
-    return re.findall(rf"tgvkv: request '{rid}' decodes on its whole images.*", server.log.read_text(errors="replace"))
+    return re.findall(rf"tgvkv: request '{rid}' decodes on its whole images.*", server.log_text())
 
 
 def assert_in_full(answer, turn, steps_before_the_result: int) -> None:
@@ -71,7 +71,7 @@ def test_a_spoiled_request_among_others(server, oracle, steps_before_the_result)
             if job["images"]:
                 assert_selection(server, rid, turn.selection)
     assert compared >= 24
-    log = server.log.read_text(errors="replace")
+    log = server.log_text()
     assert re.findall(r"Such requests so far: (\d+)", log)[-len(KINDS) :] == ["1", "2", "3"]
     memory = server.memory()
     assert memory["available"] + memory["evictable"] == server.tokens
