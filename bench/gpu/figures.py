@@ -93,7 +93,7 @@ def _overhead(with_selection: dict | None, without: dict | None) -> float | None
 
 
 def headlines(rows: Sequence[dict]) -> dict[str, float | None]:
-    """The figures that issue 5 sets goals for, None where a side was not measured.
+    """The figures that the project has goals for, None where a side was not measured.
 
     Goals (goals, not results): tight 2.5 or more; ample 0.98 or more; scoring below 0.02; text within 0.01 of 1.
     """

@@ -158,7 +158,7 @@ def dct_positions(side: int, width: int) -> torch.Tensor:
 def make_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> Qwen3VLForConditionalGeneration:
     """Initial weights: orthonormal word embeddings, mimetic attention (Wq = Wk, Wo = Wv^T), DCT positions.
 
-    Returns fp32. Sources: Trockman & Kolter 2023 (mimetic initialisation), issue text for the rest.
+    Returns fp32. Source of the mimetic initialisation: Trockman & Kolter 2023.
     """
     torch.manual_seed(seed)
     model = Qwen3VLForConditionalGeneration(make_config(tokenizer)).float()
