@@ -259,7 +259,7 @@ class Oracle:
             prompt: the whole prompt.
             state: the conversation it continues (left untouched); None for a new one.
             view: what the new tokens see of vision tokens evicted earlier: ``kept`` only what was kept (their full KV
-                is gone), ``full`` everything (DESIGN rule 3), which then also may be selected from afresh.
+                is gone), ``full`` everything (docs/design.md, rule 3), which then also may be selected from afresh.
             cached_len: tokens taken from ``state``; what lies behind is computed anew and is in full again. Default:
                 all that have KV, but at least one token is computed.
             chunk_size: compute this many tokens at a time.
@@ -400,7 +400,7 @@ class Oracle:
         cached_len: int | None = None,
         stop_at_eos: bool = False,
     ) -> Turn:
-        """A later turn. ``view="kept"``: eager reclaim; ``view="full"``: re-grounding on all images (DESIGN rule 3).
+        """A later turn. ``view="kept"``: eager reclaim; ``view="full"``: re-grounding (docs/design.md, rule 3).
 
         With ``retention`` the new text selects from every image that is in full: under ``full`` all of them, under
         ``kept`` only images that are new in this turn, earlier ones keeping their view.

@@ -1,4 +1,4 @@
-"""Text-grounded selection by brute force: DESIGN section 4 (arXiv 2606.03075: TVB, TWR, TPR) in plain loops.
+"""Text-grounded selection by brute force: docs/design.md "Selection" (arXiv 2606.03075: TVB, TWR, TPR) in plain loops.
 
 Nothing here is shared with the plugin and nothing is clever: attention matrices are given in full, sums are exact
 (``math.fsum``), budgets are rational numbers. Shapes: L layers, n tokens, V vision tokens in full, T grounding tokens.
@@ -82,12 +82,7 @@ def select(
     scores = np.array([_vision_scores(layer, text, vision, w) for layer, w in zip(attention, weights, strict=True)])
     mass = np.array([math.fsum(layer[t, v] for t in text for v in vision) for layer in attention])
     num_text = sum(kind == TEXT for kind in kinds)
-    if scope == "vision":
-        quota = vision_quotas(mass, retention, len(vision))
-        budget = largest_remainder(quota)
-    else:
-        quota = total_quotas(mass, retention, num_text + len(vision))
-        budget = [min(max(0, round(q) - num_text), len(vision)) for q in quota]
+    quota, budget = budgets(mass, retention, len(vision), num_text, scope)
     kept = np.array([_top_k(row, k) for row, k in zip(scores, budget, strict=True)])
     return Selection(
         vision_positions=np.array(vision),
@@ -121,6 +116,17 @@ def _vision_scores(attention: np.ndarray, text: list[int], vision: list[int], we
 def _top_k(scores: np.ndarray, k: int) -> list[bool]:
     best = set(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:k])
     return [i in best for i in range(len(scores))]
+
+
+def budgets(
+    mass: Sequence[float], retention: float | str, num_vision: int, num_text: int, scope: str
+) -> tuple[list[Fraction], list[int]]:
+    """(real-valued quota, vision tokens kept) of each layer; ``mass [L]`` as in :class:`Selection`."""
+    if scope == "vision":
+        quota = vision_quotas(mass, retention, num_vision)
+        return quota, largest_remainder(quota)
+    quota = total_quotas(mass, retention, num_text + num_vision)
+    return quota, [min(max(0, round(q) - num_text), num_vision) for q in quota]
 
 
 def vision_quotas(mass: Sequence[float], retention: float | str, num_vision: int) -> list[Fraction]:

@@ -18,7 +18,7 @@ RETENTIONS = (0.05, 0.1, 0.2, 0.5)
 
 
 def slots_of(retention: float, vision: int) -> int:
-    """Whole slots that a packed view of one image takes (DESIGN section 4 and rule 3)."""
+    """Whole slots that a packed view of one image takes (docs/design.md "Four decisions", and rule 4)."""
     return math.ceil(round(Fraction(str(retention)) * LAYERS * vision) / LAYERS)
 
 

@@ -160,6 +160,23 @@ def test_no_backend_is_built_on_a_row_that_does_not_hold(monkeypatch, flashinfer
         backend.create_backend(runner)
 
 
+def test_doctor_tells_which_row_does_not_hold(monkeypatch, registered):
+    from tgvkv_sglang.cli import doctor_probe
+
+    count = len(ledger.LEDGER)
+    assert [row["found"] for row in doctor_probe.ledger_rows()][0] == f"{count} rows of docs/hooks.md hold"
+    gone = members("managers.schedule_batch.Req", "ATTRIBUTE", "no_such_attribute")
+    lost = ledger.Members("flashinfer.NoSuchWrapper", "ATTRIBUTE", (), "flashinfer_backend", "how", "why", "when")
+    monkeypatch.setattr(check, "MEMBERS", (*ledger.MEMBERS, gone, lost))
+    monkeypatch.setattr(doctor_probe, "cuda_usable", lambda: False)
+    bad, note, hold, plugin_row = doctor_probe.ledger_rows()
+    assert bad["level"] == "bad" and "no_such_attribute" in bad["found"]
+    assert note["level"] == "note" and note["remedy"] == "not needed on the CPU"
+    assert hold["found"].startswith(str(count)) and plugin_row["level"] == "bad"
+    monkeypatch.setattr(doctor_probe, "cuda_usable", lambda: True)
+    assert [row["level"] for row in doctor_probe.ledger_rows()] == ["bad", "bad", "ok", "bad"]
+
+
 COST = """
 import json, sys
 from tgvkv_sglang.sglang_seam.ledger import check

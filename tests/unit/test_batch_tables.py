@@ -1,10 +1,13 @@
 """Device tables of a batch against a plain loop over requests, layers and views."""
 
+import doctest
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tgvkv_sglang.attention import batch_tables
 from tgvkv_sglang.attention.batch_tables import BatchUnits, FixedUnits, Holes, row_requests, stamp_of
 from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.store import UnitStore
@@ -103,6 +106,11 @@ def test_a_part_of_several_spans_makes_a_hole_for_each():
     holes = Holes.of([None, ViewTable([part])], CPU)
     assert holes.start.tolist() == [2, 9] and holes.end.tolist() == [4, 12]
     assert holes.indptr.tolist() == [0, 0, 2] and holes.hidden == [0, 5]
+
+
+def test_the_worked_example_in_the_docstring_is_right():
+    result = doctest.testmod(batch_tables)
+    assert result.failed == 0 and result.attempted > 10
 
 
 def test_rows_of_a_prefill_name_their_request():

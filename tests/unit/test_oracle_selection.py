@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tests.oracle.selection import (
     total_quotas,
     vision_quotas,
 )
+from tests.server.compare import assert_budget
 
 KINDS = [TEXT, VISION, VISION, VISION, TEXT, TEXT]
 
@@ -240,3 +242,18 @@ def test_check_kept_refuses_what_it_must():
 def test_bad_input_is_refused(arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         select(hand_attention(), **{"kinds": KINDS, **arguments})
+
+
+def test_a_trace_with_other_budgets_than_its_masses_give_is_refused():
+    """Kept and budget of a trace agree by construction under zero bubble: the oracle's arithmetic must be asked."""
+    mass, kept = np.array([1.0, 3.0]), np.zeros((2, 8), bool)
+    kept[0, :2] = kept[1, :6] = True
+    arrays = {"layer_mass": mass, "kept": kept, "budget": kept.sum(1)}
+    selection = SimpleNamespace(vision_positions=range(8), num_text=5)
+    meta = {"retention": 0.5, "scope": "vision"}
+    assert_budget(arrays, meta, selection)
+    moved = np.roll(kept, 1, axis=0)
+    with pytest.raises(AssertionError):
+        assert_budget({"layer_mass": mass, "kept": moved, "budget": moved.sum(1)}, meta, selection)
+    with pytest.raises(AssertionError):
+        assert_budget(arrays, {**meta, "scope": "total"}, selection)

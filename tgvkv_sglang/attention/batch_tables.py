@@ -1,5 +1,37 @@
 """Device tables of one batch: where each request's views lie, and which positions of its row they stand for.
 
+Two requests on a model of three layers with 100 slots (unit ``l*100 + s`` is layer ``l`` of slot ``s``). The first has
+one view, of the image at positions 2..5 in slots 12..15; layer 0 keeps its positions 2 and 4, layer 1 nothing, layer 2
+position 5. The second has no view:
+
+>>> import torch
+>>> from tgvkv_sglang.kv.views import KeptUnits, ViewTable
+>>> cpu = torch.device("cpu")
+>>> positions, units = torch.tensor([2, 4, 5]), torch.tensor([12, 14, 215])
+>>> view = KeptUnits([(2, 6)], positions, units, torch.tensor([0, 2, 2, 3]))
+>>> tables = [ViewTable([view]), None]
+>>> holes = Holes.of(tables, cpu)  # request 0 hides one span of 4 positions, request 1 none
+>>> holes.start.tolist(), holes.end.tolist(), holes.indptr.tolist(), holes.hidden
+([2], [6], [0, 1, 1], [4, 0])
+>>> batch = BatchUnits.of(tables, 3, cpu)  # layer by layer; in layer 0 request 0 owns units[0:2], request 1 units[2:2]
+>>> batch.units.tolist(), batch.indptr.tolist()
+([12, 14, 215], [[0, 2, 2], [2, 2, 2], [2, 3, 3]])
+
+A second view, of request 1 (an image at position 0 in slots 30 and 31, of which every layer keeps position 1), stands
+behind request 0's in every layer:
+
+>>> other = KeptUnits([(0, 2)], torch.tensor([1, 1, 1]), torch.tensor([31, 131, 231]), torch.tensor([0, 1, 2, 3]))
+>>> batch = BatchUnits.of([ViewTable([view]), ViewTable([other])], 3, cpu)
+>>> batch.units.tolist(), batch.indptr.tolist()
+([12, 14, 31, 131, 215, 231], [[0, 2, 3], [3, 3, 4], [4, 5, 6]])
+
+A captured graph reads the same at a fixed address. This one has room for 8 units and 3 requests; the third is padding:
+
+>>> fixed = FixedUnits(3, 3, 8, cpu)
+>>> fixed.load(batch)
+>>> fixed.units.tolist(), fixed.indptr.tolist()
+([12, 14, 31, 131, 215, 231, 0, 0], [[0, 2, 3, 3], [3, 3, 4, 4], [4, 5, 6, 6]])
+
 They are made outside the forward (and outside a CUDA graph) from what the host knows plus the views' own device
 tensors; nothing waits for the device. The torch operations here run once when a batch's views change, not every step.
 """

@@ -13,7 +13,11 @@ from ..kv.views import ViewTable
 
 @dataclass
 class Keys:
-    """Keys that one request's queries may see in one layer: ``units [N]`` flat ids, ``positions [N]`` logical."""
+    """Keys that one request's queries may see in one layer, all int64 on the KV's device.
+
+    Attributes:
+        units: ``[N]`` flat unit ids. positions: ``[N]`` their logical positions in the prompt.
+    """
 
     units: torch.Tensor
     positions: torch.Tensor
@@ -23,7 +27,8 @@ class KeyRows:
     """Dense slots of one request, without its viewed spans; per layer completed by the view's units.
 
     Args:
-        row: ``[n]`` the request's page-table row (slots by logical position; entries in viewed spans are ignored).
+        row: ``[n]`` any int dtype, the request's page-table row (slots by logical position; entries in viewed spans are
+            ignored).
         table: views that stand for spans of the row, or None.
     """
 
@@ -36,6 +41,7 @@ class KeyRows:
         self._slots = row[self._positions].to(torch.int64)
 
     def layer(self, layer: int) -> Keys:
+        """What is seen in layer ``layer`` (0 is the first in the pool): dense positions ascending, then the views'."""
         units = self._store.units_of(self._slots, layer)
         if self._table is None:
             return Keys(units, self._positions)
@@ -44,12 +50,25 @@ class KeyRows:
 
 
 def visible(query_positions: torch.Tensor, keys: Keys) -> torch.Tensor:
-    """Causal mask ``[T, N]``: a query sees keys at its own position and before."""
+    """Causal mask ``[T, N]`` bool, True = visible: a query sees keys at its own position and before.
+
+    Args:
+        query_positions: ``[T]`` logical positions, int64 on any device.
+    """
     return keys.positions[None, :] <= query_positions.to(keys.positions.device)[:, None]
 
 
 def attend(q: torch.Tensor, keys: Keys, store: UnitStore, mask: torch.Tensor | None, scale: float) -> torch.Tensor:
-    """Softmax attention of ``q [T, Hq, D]`` over ``keys``; ``mask [T, N]`` True = visible. Returns ``[T, Hq, Dv]``."""
+    """Softmax attention of some queries over ``keys``.
+
+    Args:
+        q: ``[T, Hq, D]`` after rotary embedding; K and V are read in its dtype. Hq is a multiple of the KV heads.
+        mask: ``[T, N]`` bool, True = visible; None: every key is visible to every query.
+        scale: softmax scale.
+
+    Returns:
+        ``[T, Hq, Dv]`` in q's dtype.
+    """
     k = store.k_flat[keys.units].movedim(0, 1).to(q.dtype)
     v = store.v_flat[keys.units].movedim(0, 1).to(q.dtype)
     out = scaled_dot_product_attention(
@@ -59,7 +78,10 @@ def attend(q: torch.Tensor, keys: Keys, store: UnitStore, mask: torch.Tensor | N
 
 
 def row_lse_e(q: torch.Tensor, keys: Keys, store: UnitStore, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """Natural log-sum-exp of each query's attention row, float32 ``[T, Hq]``."""
+    """Natural log-sum-exp of each query's scaled logits over the keys it sees, float32 ``[T, Hq]``.
+
+    Args: as in :func:`attend`; each query must see a key.
+    """
     k = store.k_flat[keys.units].float()
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     logits = torch.einsum("thd,nhd->thn", q.float(), k) * scale

@@ -22,8 +22,11 @@ from .demo_view import Column, Turn, closing, opening, turn_table
 from .kept import kv_unit_bytes, read_kept
 from .server import CpuServer, ServerFailedError
 
-# Classes of questions that the bundled model answers well enough to be shown (its model card has the figures).
-DEMO_CLASSES = ("color", "shape", "digit", "numbers", "row", "colorlist", "at")
+# Questions that the bundled model answers well. These need the picture's KV while the answer is decoded ("fit to
+# measure" in its model card).
+DECODED = ("numbers", "row", "colorlist", "at")
+# Settled in prefill, which sees the whole picture: right without any vision KV, unless prefill sees a stale view.
+SETTLED_IN_PREFILL = ("color", "shape", "digit")
 MIN_ANSWER_TOKENS = 48
 TRACE_WAIT_S = 5.0
 
@@ -38,7 +41,7 @@ def demo(args: argparse.Namespace) -> int:
     scene = make_scene(args.seed)
     picture = directory / "picture.png"
     render(scene).save(picture)
-    turns = questions(scene, random.Random(args.seed), args.turns, DEMO_CLASSES)
+    turns = questions(scene, random.Random(args.seed), args.turns, classes_of(args.with_control))
     console.print(opening(picture, args.retention, random_model, args.with_control))
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -58,6 +61,11 @@ def demo(args: argparse.Namespace) -> int:
         signal.signal(signal.SIGTERM, previous)
     console.print(closing(columns, right, len(turns), directory, random_model))
     return 0
+
+
+def classes_of(with_control: bool) -> tuple[str, ...]:
+    """Classes of questions that tell the columns apart; what a stale view does shows in the control column alone."""
+    return (*SETTLED_IN_PREFILL, *DECODED) if with_control else DECODED
 
 
 def _check(args: argparse.Namespace) -> None:

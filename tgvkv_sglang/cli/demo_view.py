@@ -46,6 +46,8 @@ def opening(picture: Path, retention: float, random_model: bool, control: bool) 
         f"The same chat is held on one SGLang server with 100 % and with {100 * retention:.3g} % of the picture's KV."
         + (" A second server keeps the first turn's choice." if control else ""),
     ]
+    if control:
+        lines.append("One-word answers are settled in prefill: they tell the third column alone from the first.")
     if random_model:
         lines.append("[bold red]The model's weights are random: its words mean nothing.[/bold red] Numbers of tokens "
                      "and bytes are real.")  # fmt: skip

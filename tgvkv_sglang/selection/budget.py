@@ -1,6 +1,11 @@
-"""Layer budgets (TVB) in exact arithmetic, so that totals never depend on rounding.
+"""Layer budgets in exact arithmetic, so that totals never depend on rounding.
 
-They exist twice: here on the host, exact, as traces and the oracle have them; and in the ``select`` kernel in float64,
+TGV-KV (arXiv 2606.03075) has three parts: text-vision budgeting (TVB: how many vision tokens each layer keeps; here),
+text-weighted ranking (TWR: which ones; ``tgv.py``) and text-prioritised retention (TPR: text is never evicted). Formulas:
+docs/design.md "Selection". ``L`` layers, ``V`` vision tokens in full, ``n`` tokens; a mass is dimensionless (attention
+summed over text queries and vision keys), a budget counts tokens.
+
+Budgets exist twice: here on the host, exact, as traces and the oracle have them; and in the ``select`` kernel in float64,
 for the choice that a decode step cannot wait for the host to make (``--tgvkv-zero-bubble``).
 """
 
@@ -32,13 +37,19 @@ class BudgetRule(Protocol):
 def vision_total(layers: int, vision_tokens: int, retention: Fraction) -> int:
     """Units kept in all under ``scope=vision``: the integer nearest to ``layers * retention * vision_tokens``.
 
-    Ties go to the even integer. Known on the host before any score is.
+    Ties go to the even integer. Known on the host before any score is. ``retention`` is exact, in (0, 1].
     """
     return round(retention * layers * vision_tokens)
 
 
 def shares(masses: Sequence[float]) -> list[Fraction]:
-    """Text-to-vision attention mass per layer as exact shares that sum to 1 (uniform when no layer has any).
+    """TVB's ``b_l = m_l / sum m``: exact shares that sum to 1 (uniform when no layer has any mass).
+
+    Args:
+        masses: ``m_l``, text-to-vision attention mass of each layer, length L, finite and >= 0.
+
+    Returns:
+        L fractions.
 
     Raises:
         SelectionError: a mass is negative or not finite.
@@ -94,6 +105,9 @@ def vision_budget(masses: Sequence[float], vision_tokens: int, retention: Fracti
 
     Returns:
         L integers that sum to :func:`vision_total`.
+
+    Raises:
+        ScoreError: a mass is negative or not finite.
     """
     total = vision_total(len(masses), vision_tokens, retention)
     return _largest_remainder(_water_fill(shares(masses), total, vision_tokens), total)
@@ -103,6 +117,17 @@ def total_budget(masses: Sequence[float], vision_tokens: int, tokens: int, reten
     """Kept vision tokens per layer, ``scope=total`` (the paper): text first, surplus of a full layer is lost.
 
     ``keep_l = round(L * tokens * retention * share_l)``; text takes ``tokens - vision_tokens`` of it.
+
+    Args:
+        masses: text-to-vision attention mass per layer, length L.
+        vision_tokens: |V|. tokens: n, text and vision in full together.
+        retention: exact retention in (0, 1].
+
+    Returns:
+        L integers, each in 0..vision_tokens; their sum depends on the masses.
+
+    Raises:
+        ScoreError: a mass is negative or not finite.
     """
     text = tokens - vision_tokens
     layers = len(masses)

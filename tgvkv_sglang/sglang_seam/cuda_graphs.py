@@ -13,6 +13,7 @@ LABEL = "tgvkv"
 
 
 def _ours(runner: Any) -> bool:
+    """Whether a graph runner's backend captures views; others are left alone."""
     return hasattr(runner.attn_backend, "capture_views")
 
 
@@ -23,6 +24,13 @@ def _with_views(label: str | None) -> str:
 def capture_one_shape(
     original: Any, self: Any, size: int, forward: Any, stream_idx: int | None = None, variant_label: str | None = None
 ) -> None:
+    """Hook: capture the decode graph of one batch size, and for our backend a second one through views.
+
+    Args:
+        original: SGLang's method. self: its DecodeCudaGraphRunner. size: requests in the batch.
+        forward: the model's forward, captured. stream_idx: SGLang's, passed on.
+        variant_label: SGLang's name of the variant (its LoRA variants), None for the only one.
+    """
     original(self, size, forward, stream_idx, variant_label)
     if _ours(self):
         with self.attn_backend.capture_views():
@@ -30,7 +38,7 @@ def capture_one_shape(
 
 
 def resolve_variant(original: Any, self: Any, forward_batch: Any) -> str | None:
-    """Which of the two graphs a decode batch is replayed through."""
+    """Hook: the label of the graph that a decode batch is replayed through; stock's where no request has a view."""
     label = original(self, forward_batch)
     if _ours(self) and self.attn_backend.views_in(_decode_states(forward_batch)):
         return _with_views(label)
@@ -38,11 +46,12 @@ def resolve_variant(original: Any, self: Any, forward_batch: Any) -> str | None:
 
 
 def can_run_graph(original: Any, self: Any, forward_batch: Any) -> bool:
-    """A batch whose views outgrow the graphs' tables runs without a graph."""
+    """Hook: False for a batch whose views outgrow the graphs' tables (it runs without a graph), else stock's answer."""
     if _ours(self) and not self.attn_backend.graph_fits(_decode_states(forward_batch)):
         return False
     return original(self, forward_batch)
 
 
 def _decode_states(forward_batch: Any) -> list:
+    """States of a decode batch's requests, row by row; empty for other batches and where no request has one."""
     return (states_of(forward_batch) or []) if forward_batch.forward_mode.is_decode() else []
