@@ -1,12 +1,12 @@
 """Layer budgets in exact arithmetic, so that totals never depend on rounding.
 
 TGV-KV (arXiv 2606.03075) has three parts: text-vision budgeting (TVB: how many vision tokens each layer keeps; here),
-text-weighted ranking (TWR: which ones; ``tgv.py``) and text-prioritised retention (TPR: text is never evicted). Formulas:
-docs/design.md "Selection". ``L`` layers, ``V`` vision tokens in full, ``n`` tokens; a mass is dimensionless (attention
-summed over text queries and vision keys), a budget counts tokens.
+text-weighted ranking (TWR: which ones; ``tgv.py``) and text-prioritised retention (TPR: text is never evicted).
+Formulas: docs/design.md "Selection". ``L`` layers, ``V`` vision tokens in full, ``n`` tokens; a mass is dimensionless
+(attention summed over text queries and vision keys), a budget counts tokens.
 
-Budgets exist twice: here on the host, exact, as traces and the oracle have them; and in the ``select`` kernel in float64,
-for the choice that a decode step cannot wait for the host to make (``--tgvkv-zero-bubble``).
+Budgets exist twice: here on the host, exact, as traces and the oracle have them; and in the ``select`` kernel in
+float64, for the choice that a decode step cannot wait for the host to make (``--tgvkv-zero-bubble``).
 """
 
 from __future__ import annotations
