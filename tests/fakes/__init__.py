@@ -10,7 +10,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def plugin_env(*names: str) -> dict[str, str]:
-    """Environment of a server process in which SGLang finds the test plugins in the folders ``names`` here."""
+    """Environment of a server process in which SGLang finds the test plugins in the folders of these names here."""
     paths = [*(HERE / name for name in names), HERE.parents[1], os.environ.get("PYTHONPATH", "")]
     return {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
 
@@ -31,8 +31,7 @@ def spoiled_env(graphs: bool = False) -> dict[str, str]:
     Args:
         graphs: on the ``gpu_like`` backend too, with decode graphs.
     """
-    env = plugin_env("spoiled", *["gpu_like"] * graphs)
-    return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env
+    return {**gpu_like_env(graphs=True), **plugin_env("spoiled", "gpu_like")} if graphs else plugin_env("spoiled")
 
 
 def replayed_variants(log: str) -> set[str]:

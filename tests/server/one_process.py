@@ -12,7 +12,15 @@ from typing import Callable, Iterator
 
 import numpy as np
 import torch
-from sglang.srt.managers.schedule_batch import MultimodalInputs, Req, ReqKvInfo
+from sglang.srt.environ import envs
+from sglang.srt.managers.schedule_batch import (
+    MM_PAD_SHIFT_VALUE,
+    Modality,
+    MultimodalDataItem,
+    MultimodalInputs,
+    Req,
+    ReqKvInfo,
+)
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
 from sglang.srt.mem_cache.common import maybe_cache_unfinished_req, release_kv_cache
 from sglang.srt.mem_cache.memory_pool import ReqToTokenPool
@@ -24,13 +32,13 @@ from sglang.srt.server_args import ServerArgs, prepare_server_args
 from tgvkv_sglang.attention.planner import ViewPlanner
 from tgvkv_sglang.attention.rows import Row, stash_and_score
 from tgvkv_sglang.attention.torch_cpu import KeyRows, row_lse_e, visible
+from tgvkv_sglang.cli.serve import CPU_FLAGS
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.selection.policy import Model
 from tgvkv_sglang.sglang_seam.allocator import CpuSlotAllocator
 from tgvkv_sglang.sglang_seam.pool import TgvKVPool
 from tgvkv_sglang.sglang_seam.radix_cache import TgvRadixCache
 from tgvkv_sglang.sglang_seam.requests import state_of
-from tgvkv_sglang.spans import VISION_PAD_BASE
 
 LAYERS, Q_HEADS, KV_HEADS, DIM, SCALE = 3, 4, 2, 8, 0.3
 SLOTS = 300
@@ -41,8 +49,7 @@ Spoil = Callable[[torch.Tensor, int], None]
 def arguments(model_dir: Path, *flags: str) -> ServerArgs:
     """What a server of ours is started with, our plugin loaded."""
     load_plugins()
-    cpu = ("--device", "cpu", "--disable-cuda-graph", "--disable-fast-image-processor")
-    return prepare_server_args(["--model-path", str(model_dir), *cpu, "--attention-backend", "tgvkv", *flags])
+    return prepare_server_args(["--model-path", str(model_dir), *CPU_FLAGS, "--attention-backend", "tgvkv", *flags])
 
 
 @contextmanager
@@ -58,7 +65,7 @@ def configured(model_dir: Path, *flags: str) -> Iterator[ServerArgs]:
 
 def picture(number: int, tokens: int) -> list[int]:
     """Ids of one image as SGLang pads it."""
-    return [VISION_PAD_BASE + number] * tokens
+    return [MM_PAD_SHIFT_VALUE + number] * tokens
 
 
 class OneProcess:
@@ -80,7 +87,9 @@ class OneProcess:
 
     def request(self, rid: str, ids: list[int]) -> Req:
         req = Req(rid, "", array("q", ids), SamplingParams(max_new_tokens=8), vocab_size=100)
-        req.multimodal_inputs = MultimodalInputs(mm_items=[])
+        pads = dict.fromkeys(token for token in ids if token >= MM_PAD_SHIFT_VALUE)
+        items = [MultimodalDataItem(Modality.IMAGE, hash=pad - MM_PAD_SHIFT_VALUE, pad_value=pad) for pad in pads]
+        req.multimodal_inputs = MultimodalInputs(mm_items=items)
         return req
 
     def schedule(self, req: Req, until: int | None = None) -> None:
@@ -157,4 +166,5 @@ class OneProcess:
     def check_idle(self) -> None:
         """Nothing runs: every slot is free or can be, and has exactly one owner."""
         assert self.free() + self.cache.evictable_size() == SLOTS and self.cache.protected_size() == 0
-        self.cache.check_ownership()
+        with envs.SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY.override(1):
+            self.cache.check_ownership()
