@@ -65,9 +65,22 @@ def evictable(tree: SpanTree) -> int:
     return owned + sum(made.gain for made in plans if made is not None)
 
 
+def views_below(node: Node, locked: bool) -> dict[Node, int]:
+    """Of each span, how many children have views of it on or below them (counting locked nodes alone)."""
+    counts: dict[Node, int] = {}
+    for child in node.children.values():
+        if child.lock_ref or not locked:
+            for span in {view.span for view in child.views} | views_below(child, locked).keys():
+                if child is not span:
+                    counts[span] = counts.get(span, 0) + 1
+    return counts
+
+
 def compare(evictor) -> None:
     """The evictor says what a count from scratch says."""
     tree = evictor.tree
+    for node in tree.nodes():
+        assert node.below == views_below(node, False) and node.locked_below == views_below(node, True)
     want = reclaim_order(tree)
     assert [(span, evictor.gain(span)) for span in evictor.spans()] == want
     assert evictor.leaves() == drop_order(tree)
