@@ -24,11 +24,11 @@ from sglang.srt.server_args import ServerArgs, prepare_server_args
 from tgvkv_sglang.attention.rows import Row, plan_prefill_rows, stash_and_score
 from tgvkv_sglang.attention.torch_cpu import KeyRows, row_lse_e, visible
 from tgvkv_sglang.config import TgvConfig
-from tgvkv_sglang.kv.nodes import VISION_PAD_BASE
 from tgvkv_sglang.sglang_seam.allocator import CpuSlotAllocator
 from tgvkv_sglang.sglang_seam.pool import TgvKVPool
 from tgvkv_sglang.sglang_seam.radix_cache import TgvRadixCache
 from tgvkv_sglang.sglang_seam.requests import state_of
+from tgvkv_sglang.spans import VISION_PAD_BASE
 
 LAYERS, Q_HEADS, KV_HEADS, DIM, SCALE = 3, 4, 2, 8, 0.3
 SLOTS = 300
