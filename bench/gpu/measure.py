@@ -112,7 +112,10 @@ def measure_load(cell: Cell, context: Context) -> dict[str, Any]:
 
 
 def measure_first_token(cell: Cell, context: Context) -> dict[str, Any]:
-    return first_tokens(run_load(context.server, cell.load, cell.seconds - MARGIN_S))
+    row = first_tokens(run_load(context.server, cell.load, cell.seconds - MARGIN_S))
+    if not row["requests"]:
+        raise RuntimeError(f"too few answers: {row['error_messages']}")
+    return row
 
 
 def measure_soak(cell: Cell, context: Context) -> dict[str, Any]:
@@ -180,7 +183,8 @@ def measure_part(part: Part, cells: Sequence[Cell], setup: Setup, store: Store) 
                 failed[name] = trouble
                 del alive[name]
         facts = {"warm_after_s": round(time.monotonic() - began, 1), "failed": failed}
-        store.note(parts={**store.content.get("parts", {}), part.name: facts})
+        if alive or failed:
+            store.note(parts={**store.content.get("parts", {}), part.name: facts})
         for cell in cells:
             if cell.server in failed:
                 trouble = f"server {cell.server} did not start: see parts"

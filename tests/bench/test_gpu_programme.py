@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 
 from bench.common import Store
+from bench.figures import Turn
 from bench.gpu import measure
 from bench.gpu.measure import HungError, measure_part, needed, time_limit
 from bench.gpu.programme import Cell, Part, ServerSpec, choose, cpu_programme, gpu_programme, part_seconds
@@ -212,6 +213,15 @@ def test_a_cell_that_fails_or_hangs_does_not_cost_the_next_its_turn(tmp_path, mo
     rows = {row["cell"]: row for row in store.runs.values()}
     assert "ZeroDivisionError" in rows["breaks"]["error"] and "HungError: not done after" in rows["hangs"]["error"]
     assert rows["works"]["figures"] == {"fine": 1} and rows["works"]["measured"]["commit"] == "c0ffee"
+
+
+@pytest.mark.parametrize("kind, said", [("load", "no answers: .'HTTP 503'"), ("ttft", "too few answers: .'HTTP 503'")])
+def test_a_cell_without_answers_has_no_figures(tmp_path, monkeypatch, kind, said):
+    turns = [Turn(i, 0, 0.0, error="HTTP 503") for i in range(5)]
+    monkeypatch.setattr(measure, "run_load", lambda *_: turns)
+    context = measure.Context(Setup(True, tmp_path), {}, None, Store(tmp_path / "r.json"))
+    with pytest.raises(RuntimeError, match=said):
+        measure.MEASURES[kind](Cell("x", kind, 10, 0, "one", Load(1, ramp=1.0)), context)
 
 
 def test_a_time_limit_ends_with_its_block():
