@@ -13,7 +13,8 @@ KERNELS = {
     "text_reduce_kernel",
     "vision_columns_kernel",
     "vision_reduce_kernel",
-    "view_attention_kernel",
+    "view_decode_kernel",
+    "view_prefill_kernel",
     "view_merge_kernel",
     "layer_budgets_kernel",
     "top_positions_kernel",
@@ -22,7 +23,7 @@ KERNELS = {
     "row_bounds_kernel",
     "fill_rows_kernel",
 }
-READERS = {"vision_columns_kernel", "view_attention_kernel", "move_rows_kernel"}
+READERS = {"vision_columns_kernel", "view_decode_kernel", "view_prefill_kernel", "move_rows_kernel"}
 QWEN3_VL_8B = ModelShape(q_heads=32, kv_heads=8, head_dim=128, dtype=torch.bfloat16, layers=36)
 WIDE = ModelShape(q_heads=16, kv_heads=2, head_dim=256, dtype=torch.bfloat16, layers=36)
 NARROW = ModelShape(q_heads=8, kv_heads=8, head_dim=80, dtype=torch.float16, layers=36)
@@ -103,7 +104,7 @@ def launch_at(shape, start, count):
     launch_text_weights(q, flat[:count], lse, 1.0, shape.q_heads)
     launch_vision_scores(q, lse, weights, flat, i64, i64, i64, 1.0, shape.q_heads)
     for row_map in (None, i32):
-        launch_view_attention(q, flat, flat, i32, index(torch.int32, 1), row_map, 1.0, q, lse, q, lse, None)
+        launch_view_attention(q, flat, flat, i32, index(torch.int32, 1), row_map, 1.0, q, lse)
     for ids in (i32, i64):
         launch_pack_units(flat, flat, ids, ids)
         select.launch_view_units(i32, torch.zeros(shape.layers + start, dtype=torch.int32)[start - 1 :], ids, 77)

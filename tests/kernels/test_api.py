@@ -27,7 +27,8 @@ for module in pkgutil.walk_packages(tgvkv_kernels.__path__, "tgvkv_kernels."):
         importlib.import_module(module.name)
 from tgvkv_kernels.view_attention import view_attention
 flat = torch.ones(3, 1, 4)
-out, lse_e = view_attention(torch.ones(1, 2, 4), flat, flat, torch.tensor([0, 2]), torch.tensor([0, 2]), None, 0.5)
+out, lse_b2 = torch.zeros(1, 2, 4), torch.full((1, 2), float("-inf"))
+view_attention(out + 1, flat, flat, torch.tensor([0, 2]), torch.tensor([0, 2]), None, 0.5, out, lse_b2)
 assert torch.equal(out, torch.ones(1, 2, 4)), out
 print("cold")
 """
@@ -76,17 +77,17 @@ def test_score_errors_name_the_value():
 
 
 def test_view_attention_errors_name_the_value():
-    q, flat, units = torch.zeros(2, 4, 8), torch.zeros(5, 2, 8), torch.arange(3)
+    q, flat, units, lse = torch.zeros(2, 4, 8), torch.zeros(5, 2, 8), torch.arange(3), torch.zeros(2, 4)
     with pytest.raises(KernelInputError, match=r"indptr=\[0, 4, 3\] must ascend"):
-        view_attention(q, flat, flat, units, torch.tensor([0, 4, 3]), None, 1.0)
+        view_attention(q, flat, flat, units, torch.tensor([0, 4, 3]), None, 1.0, q, lse)
     with pytest.raises(KernelInputError, match=r"expected \[1, 4, 8\]"):
-        view_attention(q, flat, flat, units, torch.tensor([0, 3]), None, 1.0)
-    with pytest.raises(KernelInputError, match="dense_lse_e is missing"):
-        view_attention(q, flat, flat, units, torch.tensor([0, 1, 3]), None, 1.0, dense_out=q)
-    with pytest.raises(KernelInputError, match="num_splits=0"):
-        view_attention(q, flat, flat, units, torch.tensor([0, 1, 3]), None, 1.0, num_splits=0)
+        view_attention(q, flat, flat, units, torch.tensor([0, 3]), None, 1.0, q, lse)
+    with pytest.raises(KernelInputError, match=r"lse_b2 has shape \[2\], expected \[2, 4\]"):
+        view_attention(q, flat, flat, units, torch.tensor([0, 1, 3]), None, 1.0, q, torch.zeros(2))
+    with pytest.raises(KernelInputError, match="out is torch.float16 but q is torch.float32"):
+        view_attention(q, flat, flat, units, torch.tensor([0, 1, 3]), None, 1.0, q.half(), lse)
     with pytest.raises(KernelInputError, match="v_flat is torch.float16"):
-        view_attention(q, flat, flat.half(), units, torch.tensor([0, 1, 3]), None, 1.0)
+        view_attention(q, flat, flat.half(), units, torch.tensor([0, 1, 3]), None, 1.0, q, lse)
 
 
 def test_int32_units_only_below_2_to_31():

@@ -1,11 +1,10 @@
-"""The view part of attention next to FlashInfer's dense part. FlashInfer's LSE (base 2) becomes ours (base e) here."""
+"""The view part of attention next to FlashInfer's dense part. LSE in base 2, FlashInfer's."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import torch
-from tgvkv_kernels.common.lse import lse_b2_to_e
 from tgvkv_kernels.dense_rows.api import dense_rows
 from tgvkv_kernels.view_attention.api import view_attention
 
@@ -60,28 +59,23 @@ def merge_views(
     layer: int,
     store: UnitStore,
     scale: float,
-) -> torch.Tensor:
-    """Add the views' part to the dense part, in place.
+) -> None:
+    """Add the views' part to the dense part, in place; nothing to do where no request of the batch has a unit.
 
     Args:
-        q: ``[R, Hq, D]``. out: ``[R, Hq, D]`` the dense part, overwritten. lse_b2: ``[R, Hq]`` its LSE, base 2.
-
-    Returns:
-        ``[R, Hq]`` natural LSE of the whole row.
+        q: ``[R, Hq, D]``. out: ``[R, Hq, D]`` the dense part, then the whole row. lse_b2: ``[R, Hq]`` float32 its LSE,
+            base 2, likewise.
     """
-    lse_e = lse_b2_to_e(lse_b2)
-    if step.units is not None:
-        view_attention(
-            q,
-            store.k_flat,
-            store.v_flat,
-            step.units.units,
-            step.units.indptr[layer, : len(step.holes.hidden) + 1],
-            step.row_requests,
-            scale,
-            out,
-            lse_e,
-            out=out,
-            out_lse_e=lse_e,
-        )
-    return lse_e
+    if step.units is None or step.units.units.shape[0] == 0:
+        return
+    view_attention(
+        q,
+        store.k_flat,
+        store.v_flat,
+        step.units.units,
+        step.units.indptr[layer, : len(step.holes.hidden) + 1],
+        step.row_requests,
+        scale,
+        out,
+        lse_b2,
+    )

@@ -16,6 +16,7 @@ import torch
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
 from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from tgvkv_kernels.common.lse import lse_b2_to_e
 from tgvkv_kernels.warm_up import ModelShape, warm_up
 
 from ..attention.batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_requests, stamp_of
@@ -175,10 +176,10 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         wrapper = self.forward_metadata.prefill_wrappers[0]
         options = {"causal": True, "window_left": layer.sliding_window_size}
-        q, out, lse_e = self._attend(wrapper, q, k, v, layer, forward_batch, save_kv_cache, **options)
+        q, out, lse_b2 = self._attend(wrapper, q, k, v, layer, forward_batch, save_kv_cache, **options)
         index = layer.layer_id - self._first_layer
         for row, text_rows in self._step.scoring:
-            stash_and_score(row, index, q[text_rows], lse_e[text_rows], self._store, layer.scaling)
+            stash_and_score(row, index, q[text_rows], lse_b2_to_e(lse_b2[text_rows]), self._store, layer.scaling)
         return out.view(-1, layer.tp_q_head_num * layer.head_dim)
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True):
@@ -189,7 +190,7 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
         return out.view(-1, layer.tp_q_head_num * layer.head_dim)
 
     def _attend(self, wrapper, q, k, v, layer, forward_batch, save_kv_cache, **options):
-        """Returns ``(q [R, Hq, D], out [R, Hq, D], lse_e [R, Hq])``, views included."""
+        """Returns ``(q [R, Hq, D], out [R, Hq, D], lse_b2 [R, Hq])``, views included."""
         if layer.is_cross_attention or layer.attn_type == AttentionType.ENCODER_ONLY:
             raise NotImplementedError("tgvkv serves decoder self-attention only")
         if k is not None and save_kv_cache:
@@ -206,8 +207,8 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             **options,
         )
         index = layer.layer_id - self._first_layer
-        lse_e = merge_views(q, out, lse_b2, self._step, index, self._store, layer.scaling)
-        return q, out, lse_e
+        merge_views(q, out, lse_b2, self._step, index, self._store, layer.scaling)
+        return q, out, lse_b2
 
     # -- CUDA graphs (see cuda_graphs.py) ------------------------------------------------------------------------
 

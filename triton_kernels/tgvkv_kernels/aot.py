@@ -62,9 +62,9 @@ def compile_only(arch: int) -> Iterator[dict[str, list]]:
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction
 
-    from tgvkv_kernels.view_attention.kernel import view_attention_kernel
+    from tgvkv_kernels.pack_units.kernel import move_rows_kernel
 
-    if not isinstance(view_attention_kernel, JITFunction):
+    if not isinstance(move_rows_kernel, JITFunction):
         raise KernelBackendError("Triton was imported with TRITON_INTERPRET=1: compile in a process without it")
     compiled: dict[str, list] = {}
     previous_driver, previous_run = driver._active, JITFunction.run

@@ -42,11 +42,7 @@ def warm_up_attention(shape: ModelShape, device: torch.device | str) -> None:
     launch_text_weights(q, flat, lse, 1.0, heads)
     launch_vision_scores(q, lse, weights, flat, units.long(), positions, positions, 1.0, heads)
     for row_map in (None, units):
-        for dense in ((None, None), (q, lse)):
-            for splits in (1, 2):
-                launch_view_attention(
-                    q, flat, flat, units, indptr, row_map, 1.0, *dense, q.clone(), lse.clone(), splits
-                )
+        launch_view_attention(q, flat, flat, units, indptr, row_map, 1.0, q.clone(), lse.clone())
 
 
 def warm_up_moves(shape: ModelShape, device: torch.device | str) -> None:

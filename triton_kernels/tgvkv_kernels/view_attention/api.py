@@ -27,16 +27,16 @@ def view_attention(
     indptr: torch.Tensor,
     row_to_request: torch.Tensor | None,
     scale: float,
-    dense_out: torch.Tensor | None = None,
-    dense_lse_e: torch.Tensor | None = None,
+    out: torch.Tensor,
+    lse_b2: torch.Tensor,
     *,
-    out: torch.Tensor | None = None,
-    out_lse_e: torch.Tensor | None = None,
-    num_splits: int | None = None,
     backend: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of each query row over its request's view units (no mask: vision precedes the text that queries it),
-    merged with the dense part of the same rows where that is given.
+) -> None:
+    """Add each query row's attention over its request's view units to the dense part of the same row, in place (no
+    mask: vision precedes the text that queries it).
+
+    Safe in a CUDA graph: grids come from shapes, units and bounds are read on the device, nothing synchronises. A row's
+    result depends on its own request alone, to the bit, whatever the batch.
 
     Args:
         q: ``[R, Hq, D]`` queries.
@@ -47,63 +47,29 @@ def view_attention(
         row_to_request: ``[R]`` int32 request of each row, -1 for none; ``None``: row ``b`` is request ``b`` (decode).
             Any order is correct; rows of one request next to each other share their loads.
         scale: softmax scale.
-        dense_out, dense_lse_e: ``[R, Hq, D]`` (dtype of ``q``) and ``[R, Hq]`` float32: the dense part, LSE base e.
-        out, out_lse_e: where to write; ``dense_out``/``dense_lse_e`` themselves are allowed (in place, CUDA graphs).
-        num_splits: parts that each request's units are cut into; default from the shapes alone, so it is constant
-            under a CUDA graph. The last bits of the result depend on it.
+        out: ``[R, Hq, D]`` (dtype of ``q``) the dense part's output; overwritten with that of the whole row.
+        lse_b2: ``[R, Hq]`` float32 the dense part's LSE in base 2 (FlashInfer's), -inf where it had no keys (its output
+            may then hold anything); overwritten likewise. Rows without units keep both, bit for bit.
         backend: see `tgvkv_kernels.common.dispatch.use_triton`.
 
-    Returns:
-        ``(out [R, Hq, D], lse_e [R, Hq])``. A row with no units returns its dense part unchanged bit for bit; without
-        a dense part, 0 and ``-inf``. With ``N == 0`` no kernel is launched.
-
     Raises:
-        KernelInputError: shapes, dtypes, heads, units or devices that do not fit; one of the dense pair missing.
+        KernelInputError: shapes, dtypes, heads, units or devices that do not fit.
     """
-    _check(q, k_flat, v_flat, units, indptr, row_to_request, dense_out, dense_lse_e, out, out_lse_e)
-    if num_splits is not None and num_splits < 1:
-        raise KernelInputError(f"num_splits={num_splits} must be at least 1")
-    if units.shape[0] == 0 and dense_out is not None and out is None and out_lse_e is None:
-        return dense_out, dense_lse_e
-    out = torch.empty_like(q) if out is None else out
-    if out_lse_e is None:
-        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        out_lse_e = torch.empty(q.shape[:2], dtype=dtype, device=q.device)
-    if units.shape[0] == 0 or q.shape[0] == 0 or not use_triton(backend, q.device):
-        view_attention_reference(
-            q, k_flat, v_flat, units, indptr, row_to_request, scale, dense_out, dense_lse_e, out, out_lse_e
-        )
-        return out, out_lse_e
+    _check(q, k_flat, v_flat, units, indptr, row_to_request, out, lse_b2)
+    if units.shape[0] == 0 or q.shape[0] == 0:
+        return
+    if not use_triton(backend, q.device):
+        view_attention_reference(q, k_flat, v_flat, units, indptr, row_to_request, scale, out, lse_b2)
+        return
     from tgvkv_kernels.view_attention.launch import launch_view_attention
 
     check_kernel_float("q", q)
-    for name, tensor in (
-        ("q", q),
-        ("out", out),
-        ("dense_out", dense_out),
-        ("out_lse_e", out_lse_e),
-        ("dense_lse_e", dense_lse_e),
-    ):
-        if tensor is not None:
-            check_last_dim_contiguous(name, tensor)
-    launch_view_attention(
-        q,
-        k_flat,
-        v_flat,
-        units,
-        indptr,
-        row_to_request,
-        scale,
-        dense_out,
-        dense_lse_e,
-        out,
-        out_lse_e,
-        num_splits,
-    )
-    return out, out_lse_e
+    for name, tensor in (("q", q), ("out", out), ("lse_b2", lse_b2)):
+        check_last_dim_contiguous(name, tensor)
+    launch_view_attention(q, k_flat, v_flat, units, indptr, row_to_request, scale, out, lse_b2)
 
 
-def _check(q, k_flat, v_flat, units, indptr, row_to_request, dense_out, dense_lse_e, out, out_lse_e) -> None:
+def _check(q, k_flat, v_flat, units, indptr, row_to_request, out, lse_b2) -> None:
     check_shape("q", q, (None, None, None))
     rows, q_heads, head_dim = q.shape
     check_float("q", q)
@@ -122,32 +88,14 @@ def _check(q, k_flat, v_flat, units, indptr, row_to_request, dense_out, dense_ls
     else:
         check_shape("row_to_request", row_to_request, (rows,))
         check_dtype("row_to_request", row_to_request, INDEX_DTYPES)
-    for name, tensor in (("k_flat", k_flat), ("v_flat", v_flat), ("dense_out", dense_out), ("out", out)):
-        if tensor is not None and tensor.dtype != q.dtype:
+    check_shape("out", out, (rows, q_heads, head_dim))
+    check_shape("lse_b2", lse_b2, (rows, q_heads))
+    check_dtype("lse_b2", lse_b2, (torch.float32, torch.float64))
+    for name, tensor in (("k_flat", k_flat), ("v_flat", v_flat), ("out", out)):
+        if tensor.dtype != q.dtype:
             raise KernelInputError(f"{name} is {tensor.dtype} but q is {q.dtype}: they must agree")
-    if (dense_out is None) != (dense_lse_e is None):
-        missing = "dense_out" if dense_out is None else "dense_lse_e"
-        raise KernelInputError(f"{missing} is missing: give both of dense_out and dense_lse_e, or neither")
-    for name, tensor, shape in (
-        ("dense_out", dense_out, (rows, q_heads, head_dim)),
-        ("dense_lse_e", dense_lse_e, (rows, q_heads)),
-        ("out", out, (rows, q_heads, head_dim)),
-        ("out_lse_e", out_lse_e, (rows, q_heads)),
-    ):
-        if tensor is not None:
-            check_shape(name, tensor, shape)
-    check_same_device(
-        q=q,
-        k_flat=k_flat,
-        v_flat=v_flat,
-        units=units,
-        indptr=indptr,
-        row_to_request=row_to_request,
-        dense_out=dense_out,
-        dense_lse_e=dense_lse_e,
-        out=out,
-        out_lse_e=out_lse_e,
-    )
+    tensors = {"q": q, "k_flat": k_flat, "v_flat": v_flat, "units": units, "indptr": indptr, "out": out}
+    check_same_device(**tensors, row_to_request=row_to_request, lse_b2=lse_b2)
 
 
 def _check_unit_table(units: torch.Tensor, indptr: torch.Tensor, storage_rows: int) -> None:

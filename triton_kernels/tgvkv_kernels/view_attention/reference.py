@@ -1,11 +1,10 @@
 """`view_attention` in plain torch; defines correctness."""
 
 import itertools
-import math
 
 import torch
 
-from tgvkv_kernels.common.lse import compute_dtype, merge_by_lse
+from tgvkv_kernels.common.lse import LN2, LOG2_E, compute_dtype, merge_by_lse
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -27,31 +26,18 @@ def view_attention_reference(
     indptr: torch.Tensor,
     row_to_request: torch.Tensor | None,
     scale: float,
-    dense_out: torch.Tensor | None,
-    dense_lse_e: torch.Tensor | None,
     out: torch.Tensor,
-    out_lse_e: torch.Tensor,
+    lse_b2: torch.Tensor,
 ) -> None:
-    """See `tgvkv_kernels.view_attention.api.view_attention`; writes ``out`` and ``out_lse_e``."""
-    if dense_out is None:
-        out.zero_()
-        out_lse_e.fill_(-math.inf)
-    else:
-        if out is not dense_out:
-            out.copy_(dense_out)
-        if out_lse_e is not dense_lse_e:
-            out_lse_e.copy_(dense_lse_e)
-    bounds = indptr.tolist()
+    """See `tgvkv_kernels.view_attention.api.view_attention`; changes ``out`` and ``lse_b2``."""
     requests = torch.arange(q.shape[0], device=q.device) if row_to_request is None else row_to_request
-    for request, (begin, end) in enumerate(itertools.pairwise(bounds)):
+    for request, (begin, end) in enumerate(itertools.pairwise(indptr.tolist())):
         rows = torch.nonzero(requests == request).flatten()
         if begin == end or rows.numel() == 0:
             continue
         ids = units[begin:end].long()
         view_out, view_lse_e = attend(q[rows], k_flat[ids], v_flat[ids], scale)
-        if dense_out is not None:
-            view_out, view_lse_e = merge_by_lse(
-                view_out, view_lse_e, dense_out[rows], dense_lse_e[rows].to(view_lse_e.dtype)
-            )
-        out[rows] = view_out.to(out.dtype)
-        out_lse_e[rows] = view_lse_e.to(out_lse_e.dtype)
+        dense_lse_e = lse_b2[rows].to(view_lse_e.dtype) * LN2
+        merged, merged_lse_e = merge_by_lse(view_out, view_lse_e, out[rows], dense_lse_e)
+        out[rows] = merged.to(out.dtype)
+        lse_b2[rows] = (merged_lse_e * LOG2_E).to(lse_b2.dtype)
