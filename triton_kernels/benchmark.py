@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import torch
+from tgvkv_kernels.batch_scores import ScorePlan, batch_text_weights, batch_vision_scores
 from tgvkv_kernels.dense_rows import dense_rows
 from tgvkv_kernels.pack_units import pack_units
 from tgvkv_kernels.select import select
@@ -109,6 +110,43 @@ def score_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[Case
                 ),
                 1e-3,
             )
+
+
+def batch_score_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[Case]:
+    """A follow-up's scoring over all layers: `batch_scores` for 1 and 8 requests (torch: the reference)."""
+    k_flat, _ = flats
+    scale, slots_per_layer = sizes.head_dim**-0.5, sizes.rows // sizes.layers
+    tokens, vision = sizes.text[0], sizes.vision[0]
+    for requests in (1, 8):
+        text = [torch.arange(vision, vision + tokens)] * requests
+        heads = (sizes.q_heads, sizes.kv_heads, sizes.head_dim)
+        plan = ScorePlan(text, [torch.arange(vision)] * requests, *heads, sizes.dtype, device)
+        q = torch.randn(sizes.layers, requests * tokens, *heads[::2], device=device).to(sizes.dtype)
+        lse = torch.full(q.shape[:3], 12.0, device=device)
+        w = torch.rand(q.shape[:2], device=device)
+        slots = torch.randint(0, slots_per_layer, (requests * (vision + tokens),), device=device)
+        text_slots, vision_slots = slots.split([requests * tokens, requests * vision])
+
+        def score(backend, plan=plan, q=q, lse=lse, w=w, text_slots=text_slots, vision_slots=vision_slots):
+            where = (0, slots_per_layer, scale)
+            weights = batch_text_weights(plan, q, lse, k_flat, text_slots, *where, backend=backend)
+            return weights, *batch_vision_scores(plan, q, lse, w, k_flat, vision_slots, *where, backend=backend)
+
+        def score_error(score=score):
+            return max(map(relative_error, score(backend), score("reference")))
+
+        layer_bytes = (vision + tokens) * sizes.row_bytes + 2 * tokens * sizes.q_heads * (sizes.head_dim * 2 + 4)
+        pairs = vision * tokens + tokens * (tokens + 1) // 2
+        yield Case(
+            "batch_scores",
+            f"S={requests} T={tokens} V={vision}",
+            sizes.layers * requests * (layer_bytes + 4 * vision),
+            2 * sizes.q_heads * sizes.head_dim * pairs * sizes.layers * requests,
+            lambda score=score: score(backend),
+            lambda score=score: score("reference"),
+            score_error,
+            1e-3,
+        )
 
 
 def attention_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[Case]:
@@ -225,6 +263,7 @@ def all_cases(sizes: Sizes, device: str, backend: str) -> Iterator[Case]:
     flats = tuple(torch.randn(shape, device=device, dtype=sizes.dtype) for _ in range(2))
     yield from attention_cases(sizes, flats, device, backend)
     yield from score_cases(sizes, flats, device, backend)
+    yield from batch_score_cases(sizes, flats, device, backend)
     yield from selection_cases(sizes, flats, device, backend)
     yield from row_cases(sizes, device, backend)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tgvkv_kernels import aot
+from tgvkv_kernels.batch_scores.plan import ScorePlan
 from tgvkv_kernels.warm_up import ModelShape, warm_up, warm_up_attention
 
 ARCHS = (80, 90, 100)
@@ -16,14 +17,25 @@ KERNELS = {
     "view_decode_kernel",
     "view_prefill_kernel",
     "view_merge_kernel",
+    "stash_rows_kernel",
+    "column_sums_kernel",
+    "column_reduce_kernel",
     "layer_budgets_kernel",
+    "select_batch_kernel",
     "top_positions_kernel",
     "view_units_kernel",
     "move_rows_kernel",
     "row_bounds_kernel",
     "fill_rows_kernel",
 }
-READERS = {"vision_columns_kernel", "view_decode_kernel", "view_prefill_kernel", "move_rows_kernel"}
+READERS = {
+    "vision_columns_kernel",
+    "view_decode_kernel",
+    "view_prefill_kernel",
+    "move_rows_kernel",
+    "column_sums_kernel",
+    "stash_rows_kernel",
+}
 QWEN3_VL_8B = ModelShape(q_heads=32, kv_heads=8, head_dim=128, dtype=torch.bfloat16, layers=36)
 WIDE = ModelShape(q_heads=16, kv_heads=2, head_dim=256, dtype=torch.bfloat16, layers=36)
 NARROW = ModelShape(q_heads=8, kv_heads=8, head_dim=80, dtype=torch.float16, layers=36)
@@ -87,9 +99,11 @@ def variants_after_warm_up(shape):
 
 def launch_at(shape, start, count):
     """Every launch with ``count`` of everything, index tensors starting ``start`` elements into an allocation."""
+    from tgvkv_kernels.batch_scores.launch import launch_column_sums
     from tgvkv_kernels.dense_rows.launch import launch_dense_rows
     from tgvkv_kernels.pack_units.launch import launch_pack_units
     from tgvkv_kernels.select import launch as select
+    from tgvkv_kernels.stash_rows.launch import launch_stash_rows
     from tgvkv_kernels.text_weights.launch import launch_text_weights
     from tgvkv_kernels.view_attention.launch import launch_view_attention
     from tgvkv_kernels.vision_scores.launch import launch_vision_scores
@@ -101,6 +115,18 @@ def launch_at(shape, start, count):
     q = torch.zeros(count, shape.q_heads, shape.head_dim, dtype=shape.dtype)
     lse = torch.zeros(count, shape.q_heads)
     flat = torch.zeros(max(count, 64), shape.kv_heads, shape.head_dim, dtype=shape.dtype)
+    plan = ScorePlan(
+        [torch.arange(count)], [torch.arange(count)], shape.q_heads, shape.kv_heads, shape.head_dim, shape.dtype, "cpu"
+    )
+    for slots in (i32, i64):
+        where = (flat, slots, 3, 77 + start, 1.0, shape.q_heads)
+        launch_column_sums(plan, plan.text, q[None], lse[None], None, *where)
+        launch_column_sums(plan, plan.vision, q[None], lse[None], weights[None], *where)
+        table = index(torch.int32, 4).expand(count + 4)[:4][None]
+        select.launch_select_batch(
+            torch.zeros(shape.layers, count), torch.zeros(shape.layers, start), table, count, slots, 77, torch.int32
+        )
+    launch_stash_rows(q, lse, i64, i64, q, lse)
     launch_text_weights(q, flat[:count], lse, 1.0, shape.q_heads)
     launch_vision_scores(q, lse, weights, flat, i64, i64, i64, 1.0, shape.q_heads)
     for row_map in (None, i32):
@@ -120,6 +146,55 @@ def test_nothing_is_compiled_after_the_warm_up(compiler, shape):
     """A variant for an alignment or a batch size would be compiled in the middle of serving."""
     before, after = compiler(variants_after_warm_up, shape)
     assert before.keys() == KERNELS and after == before
+
+
+def launches_of_a_prefill(shape, requests):
+    """Launches that score and select ``requests`` requests over all layers of a model."""
+    from tgvkv_kernels.batch_scores.launch import launch_column_sums
+    from tgvkv_kernels.select.launch import launch_select_batch
+    from tgvkv_kernels.stash_rows.launch import launch_stash_rows
+    from triton.runtime.jit import JITFunction
+
+    tokens, vision, launches = 5 * requests, 7 * requests, []
+    with aot.compile_only(90):
+        compiling = JITFunction.run
+        JITFunction.run = lambda self, *args, **kwargs: launches.append(self) or compiling(self, *args, **kwargs)
+        heads = (shape.q_heads, shape.kv_heads, shape.head_dim)
+        plan = ScorePlan([torch.arange(5)] * requests, [torch.arange(7)] * requests, *heads, shape.dtype, "cpu")
+        q = torch.zeros(shape.layers, tokens, shape.q_heads, shape.head_dim, dtype=shape.dtype)
+        lse = torch.zeros(shape.layers, tokens, shape.q_heads)
+        rows = torch.arange(tokens)
+        for layer in range(shape.layers):
+            launch_stash_rows(q[0], lse[0], rows, rows, q[layer], lse[layer])
+        k_flat = torch.zeros(1, shape.kv_heads, shape.head_dim, dtype=shape.dtype)
+        where = (0, 100, 1.0, shape.q_heads)
+        weights, _ = launch_column_sums(plan, plan.text, q, lse, None, k_flat, rows, *where)
+        slots = torch.arange(vision)
+        scores, masses = launch_column_sums(plan, plan.vision, q, lse, weights, k_flat, slots, *where)
+        table = torch.zeros(requests, 4, dtype=torch.int32)
+        launch_select_batch(scores, masses, table, tokens, slots, 100, torch.int32)
+        JITFunction.run = compiling
+    return len(launches)
+
+
+@pytest.mark.parametrize("requests", [1, 6])
+def test_launches_of_a_scoring_prefill_do_not_grow_with_requests(compiler, requests):
+    assert compiler(launches_of_a_prefill, QWEN3_VL_8B, requests) == QWEN3_VL_8B.layers + 5
+
+
+def blocks_by_kernel(arch):
+    with aot.compile_only(arch) as compiled:
+        warm_up_attention(QWEN3_VL_8B, "cpu")
+        fitting = aot.blocks_per_multiprocessor
+        return {name: min(fitting(kernel, arch) for kernel in kernels) for name, kernels in compiled.items()}
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_enough_blocks_run_at_once_to_hide_memory(compiler, arch):
+    """Warps that a multiprocessor holds at once. Both kernels wait on gathered keys: one block could not hide that."""
+    blocks = compiler(blocks_by_kernel, arch)
+    assert blocks["view_decode_kernel"] >= (2 if arch == 80 else 3)  # 4 warps each
+    assert blocks["column_sums_kernel"] >= (1 if arch != 90 else 2)  # 8 warps each
 
 
 def compile_in_interpreter():

@@ -30,6 +30,7 @@ def test_cases_agree_under_the_interpreter(interpreted):
         "text_weights",
         "vision_scores",
         "select",
+        "batch_scores",
         "pack_units",
         "dense_rows",
     }

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 from tgvkv_kernels.common.errors import KernelInputError
-from tgvkv_kernels.select import layer_budgets, select, view_units
+from tgvkv_kernels.select import layer_budgets, select, select_batch, view_units
 
 from tests.kernels.kernel_support import assert_same_bits, generator
 from tgvkv_sglang.selection.budget import vision_budget
@@ -141,6 +141,60 @@ def test_budget_kernel_equals_reference(interpreted, masses):
 def test_large_ids_strides_and_empty(interpreted):
     interpreted(check_large_ids)
     interpreted(check_strided_scores)
+
+
+def batch_of(seed, visions, layers):
+    gen = generator(seed)
+    scores = torch.cat([hard_scores(seed + i, layers, vision) for i, vision in enumerate(visions)], dim=1)
+    masses = torch.stack([torch.tensor(random_masses(seed + i, layers)) for i in range(len(visions))], dim=1)
+    slots = torch.randperm(5000, generator=gen)[: sum(visions)]
+    return scores, masses, slots
+
+
+def one_by_one(scores, masses, visions, totals, slots, backend):
+    """What `select` and `view_units` choose for each request alone."""
+    start, chosen = 0, []
+    for request, (vision, total) in enumerate(zip(visions, totals, strict=True)):
+        own = slice(start, start + vision)
+        positions, layer_ptr = select(scores[:, own].contiguous(), masses[:, request], total, backend=backend)
+        units = view_units(positions, layer_ptr, slots[own], 5000, backend=backend)
+        chosen.append((positions, layer_ptr, units))
+        start += vision
+    positions, layer_ptr, units = zip(*chosen, strict=True)
+    return torch.cat(positions), torch.stack(layer_ptr), torch.cat(units)
+
+
+def check_batch(backend):
+    visions, layers = [1, 130, 40, 1100], 5
+    scores, masses, slots = batch_of(70, visions, layers)
+    totals = [5, 33, 0, 1200]
+    for span_slots in (slots, slots.int()):
+        got = select_batch(scores, masses, visions, totals, span_slots, 5000, backend=backend)
+        expected = one_by_one(scores, masses, visions, totals, slots, "reference")
+        for name, g, want in zip(("positions", "layer_ptr", "units"), got, expected, strict=True):
+            assert_same_bits(name, g, want)
+    every = select_batch(scores, masses, visions, [layers * v for v in visions], slots, 5000, backend=backend)
+    assert every[2].dtype == torch.int32 and len(every[0]) == layers * sum(visions)
+    wide = select_batch(scores, masses, visions, totals, slots, 2**30, backend=backend)
+    assert wide[2].dtype == torch.int64 and int(wide[2].max()) > 2**31
+
+
+def test_a_batch_is_its_requests_one_by_one():
+    check_batch("reference")
+
+
+def test_batch_kernel_equals_the_reference(interpreted):
+    interpreted(check_batch, "triton")
+
+
+def test_batch_errors_name_the_value():
+    scores, masses, slots = batch_of(1, [3, 4], 2)
+    with pytest.raises(KernelInputError, match=r"total=9 is outside 0\.\.2\*4"):
+        select_batch(scores, masses, [3, 4], [1, 9], slots, 100)
+    with pytest.raises(KernelInputError, match="2 layers, 2 vision lengths, 1 totals"):
+        select_batch(scores, masses, [3, 4], [1], slots, 100)
+    with pytest.raises(KernelInputError, match=r"scores has shape \[2, 7\], expected \[\*, 8\]"):
+        select_batch(scores, masses, [4, 4], [1, 1], slots, 100)
 
 
 def test_errors_name_the_value():

@@ -98,6 +98,16 @@ def resources(kernel) -> Resources:
     return Resources(found["REG"], found["STACK"], found["LOCAL"], kernel.metadata.shared)
 
 
+def blocks_per_multiprocessor(kernel, arch: int) -> int:
+    """Blocks of a compiled kernel that one multiprocessor holds at once, by registers, shared memory and threads."""
+    shared_kib, threads = {80: (164, 2048), 90: (228, 2048), 100: (228, 2048)}[arch]
+    needed, warps = resources(kernel), kernel.metadata.num_warps
+    warp_registers = -(-needed.registers * 32 // 256) * 256  # allocated 256 at a time
+    by_registers = 65536 // (warp_registers * warps)
+    by_shared = shared_kib * 1024 // (needed.shared + 1024)  # 1 KiB of each block is the system's
+    return min(by_registers, by_shared, threads // (32 * warps))
+
+
 def main() -> None:
     """Fill Triton's cache for one model shape and print each kernel's resources."""
     parser = argparse.ArgumentParser(description=main.__doc__)

@@ -27,7 +27,7 @@ def warm_up(shape: ModelShape, device: torch.device | str) -> None:
 
 
 def warm_up_attention(shape: ModelShape, device: torch.device | str) -> None:
-    """`text_weights`, `vision_scores` and `view_attention`."""
+    """Scores and `view_attention`."""
     from tgvkv_kernels.text_weights.launch import launch_text_weights
     from tgvkv_kernels.view_attention.launch import launch_view_attention
     from tgvkv_kernels.vision_scores.launch import launch_vision_scores
@@ -39,10 +39,27 @@ def warm_up_attention(shape: ModelShape, device: torch.device | str) -> None:
     indptr = torch.zeros(tokens + 1, dtype=torch.int32, device=device)
     units = torch.zeros(tokens, dtype=torch.int32, device=device)
     positions = torch.zeros(tokens, dtype=torch.int64, device=device)
+    _warm_up_scores(shape, q, lse, flat, positions)
     launch_text_weights(q, flat, lse, 1.0, heads)
     launch_vision_scores(q, lse, weights, flat, units.long(), positions, positions, 1.0, heads)
     for row_map in (None, units):
         launch_view_attention(q, flat, flat, units, indptr, row_map, 1.0, q.clone(), lse.clone())
+
+
+def _warm_up_scores(shape: ModelShape, q, lse, flat, positions) -> None:
+    """`stash_rows` and `batch_scores`."""
+    from tgvkv_kernels.batch_scores.launch import launch_column_sums
+    from tgvkv_kernels.batch_scores.plan import ScorePlan
+    from tgvkv_kernels.stash_rows.launch import launch_stash_rows
+
+    host, heads = torch.arange(q.shape[0]), (shape.q_heads, shape.kv_heads, shape.head_dim)
+    plan = ScorePlan([host], [host], *heads, shape.dtype, q.device)
+    stash, lse_stash, weights = q[None].clone(), lse[None].clone(), lse[None, :, 0].contiguous()
+    launch_stash_rows(q, lse, positions, positions, stash[0], lse_stash[0])
+    for slots in (positions, positions.int()):
+        where = (flat, slots, 0, flat.shape[0], 1.0, shape.q_heads)
+        launch_column_sums(plan, plan.text, stash, lse_stash, None, *where)
+        launch_column_sums(plan, plan.vision, stash, lse_stash, weights, *where)
 
 
 def warm_up_moves(shape: ModelShape, device: torch.device | str) -> None:
@@ -60,6 +77,9 @@ def warm_up_moves(shape: ModelShape, device: torch.device | str) -> None:
     positions, layer_ptr = select.launch_top_positions(scores, budget, 16)
     for slots in (units, units.long()):
         select.launch_view_units(positions, layer_ptr, slots, 16)
+        whole = torch.tensor([[0, 16, 16, 0]], dtype=torch.int32).to(device)
+        mass = torch.zeros(shape.layers, 1, device=device)
+        select.launch_select_batch(scores, mass, whole, 16, slots, 16, torch.int32)
     rows = torch.zeros(2, 16, dtype=torch.int32, device=device)
     zeros = torch.zeros(2, dtype=torch.int64, device=device)
     bounds = torch.zeros(3, dtype=torch.int32, device=device)

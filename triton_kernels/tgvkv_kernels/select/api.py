@@ -7,8 +7,14 @@ import torch
 from tgvkv_kernels.common.checks import INDEX_DTYPES, check_dtype, check_float, check_same_device, check_shape
 from tgvkv_kernels.common.dispatch import use_triton
 from tgvkv_kernels.common.errors import KernelInputError
+from tgvkv_kernels.common.upload import upload
 from tgvkv_kernels.select.limits import LAYER_LIMIT, TOTAL_LIMIT
-from tgvkv_kernels.select.reference import layer_budgets_reference, top_positions_reference, view_units_reference
+from tgvkv_kernels.select.reference import (
+    layer_budgets_reference,
+    select_batch_reference,
+    top_positions_reference,
+    view_units_reference,
+)
 
 
 def layer_budgets(layer_mass: torch.Tensor, total: int, cap: int, *, backend: str = "auto") -> torch.Tensor:
@@ -101,6 +107,63 @@ def _check_budget(budget, total, layers, vision, device) -> tuple[torch.Tensor, 
     if total is not None and total != sum(values):
         raise KernelInputError(f"total={total} is not the sum of budget ({sum(values)}): leave total out")
     return budget.to(device=device, dtype=torch.int32), sum(values)
+
+
+def select_batch(
+    scores: torch.Tensor,
+    layer_mass: torch.Tensor,
+    vision_lens: Sequence[int],
+    totals: Sequence[int],
+    span_slots: torch.Tensor,
+    slots_per_layer: int,
+    *,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`layer_budgets`, `select` and `view_units` of S requests at once. Nothing synchronises.
+
+    Args:
+        scores: ``[L, V]`` float32, the requests' vision tokens one request after the other (higher = keep; ties go to
+            the lower position; NaN counts as -inf). layer_mass: ``[L, S]`` float32.
+        vision_lens: vision tokens of each request, V in all. totals: kept tokens of each over all layers, known on the
+            host, ``0 <= totals[r] <= L*vision_lens[r]``.
+        span_slots: ``[V]`` int32 or int64 slot of each vision token. slots_per_layer: slots of the storage.
+
+    Returns:
+        ``(positions [N] int32, layer_ptr [S, L+1] int32, units [N])`` with ``N = sum(totals)``, one request after the
+        other: ``positions`` count from 0 in each request and ascend within each layer; layer ``l`` of request ``r``
+        owns its entries ``layer_ptr[r, l]..layer_ptr[r, l+1]``, counted from the request's first. ``units`` are int32
+        while ``L*slots_per_layer <= 2**31``, else int64. A request's choice does not depend on the others.
+
+    Raises:
+        KernelInputError: shapes, dtypes, lengths or totals that do not fit.
+    """
+    requests = len(vision_lens)
+    check_shape("scores", scores, (None, sum(vision_lens)))
+    check_dtype("scores", scores, (torch.float32,))
+    layers = scores.shape[0]
+    check_shape("layer_mass", layer_mass, (layers, requests))
+    check_float("layer_mass", layer_mass)
+    check_shape("span_slots", span_slots, (scores.shape[1],))
+    check_dtype("span_slots", span_slots, INDEX_DTYPES)
+    check_same_device(scores=scores, layer_mass=layer_mass, span_slots=span_slots)
+    if not 1 <= layers <= LAYER_LIMIT or requests == 0 or len(totals) != requests:
+        raise KernelInputError(
+            f"{layers} layers, {requests} vision lengths, {len(totals)} totals: need 1..{LAYER_LIMIT} layers and one "
+            "length and total for each request"
+        )
+    table, first, kept = [], 0, 0
+    for vision, total in zip(vision_lens, totals, strict=True):
+        if vision < 1 or not 0 <= total <= min(layers * vision, TOTAL_LIMIT):
+            raise KernelInputError(f"total={total} is outside 0..{layers}*{vision} (layers * vision tokens)")
+        table.append([first, vision, total, kept])
+        first, kept = first + vision, kept + total
+    if not use_triton(backend, scores.device):
+        return select_batch_reference(scores, layer_mass, vision_lens, totals, span_slots, slots_per_layer)
+    from tgvkv_kernels.select.launch import launch_select_batch
+
+    dtype = torch.int32 if layers * slots_per_layer <= 2**31 else torch.int64
+    rows = upload(torch.tensor(table, dtype=torch.int32), scores.device)
+    return launch_select_batch(scores, layer_mass, rows, kept, span_slots, slots_per_layer, dtype)
 
 
 def view_units(

@@ -6,20 +6,10 @@ import triton.language as tl
 from tgvkv_kernels.common.tiles import zero
 
 
-@triton.jit(do_not_specialize=["L", "total", "cap"], do_not_specialize_on_alignment=["p_mass", "p_budget"])
-def layer_budgets_kernel(
-    p_mass,  # [L] float
-    p_budget,  # [L] int32
-    L,
-    total,
-    cap,
-    BL: tl.constexpr,
-    QUANTUM_BITS: tl.constexpr,
-):
-    """One program. The same float64 steps as the reference."""
+@triton.jit
+def share_out(mass, m_layer, L, total, cap, BL: tl.constexpr, QUANTUM_BITS: tl.constexpr):
+    """Budgets ``[BL]`` int64 of L layers with masses ``[BL]`` float64 (0 past L). The same steps as the reference."""
     layer = tl.arange(0, BL)
-    m_layer = layer < L
-    mass = tl.load(p_mass + layer, mask=m_layer, other=0.0).to(tl.float64)
     mass = tl.where(mass > 0, mass, 0.0)
     open_layer = m_layer
     share = tl.zeros([BL], dtype=tl.float64)
@@ -45,7 +35,24 @@ def layer_budgets_kernel(
     for i_other in range(L):  # rank by larger remainder, then lower layer
         other = tl.sum(tl.where(layer == i_other, remainder, 0), axis=0)
         rank += ((other > remainder) | ((other == remainder) & (i_other < layer))).to(tl.int64)
-    budget = floor + (rank < left).to(tl.int64)
+    return tl.where(m_layer, floor + (rank < left).to(tl.int64), 0)
+
+
+@triton.jit(do_not_specialize=["L", "total", "cap"], do_not_specialize_on_alignment=["p_mass", "p_budget"])
+def layer_budgets_kernel(
+    p_mass,  # [L] float
+    p_budget,  # [L] int32
+    L,
+    total,
+    cap,
+    BL: tl.constexpr,
+    QUANTUM_BITS: tl.constexpr,
+):
+    """One program."""
+    layer = tl.arange(0, BL)
+    m_layer = layer < L
+    mass = tl.load(p_mass + layer, mask=m_layer, other=0.0).to(tl.float64)
+    budget = share_out(mass, m_layer, L, total, cap, BL, QUANTUM_BITS)
     tl.store(p_budget + layer, budget.to(tl.int32), mask=m_layer)
 
 
@@ -56,6 +63,43 @@ def sortable_key(b_score):
     b_score = tl.where(b_score == 0.0, 0.0, b_score)
     bits = b_score.to(tl.int32, bitcast=True)
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
+
+
+@triton.jit
+def kth_key(p_row, count, V, BV: tl.constexpr):
+    """The count-th largest key of a row, found bit by bit, and how many of those equal to it belong to the best."""
+    threshold = zero(tl.int64)  # largest key that at least `count` keys reach
+    bit = threshold + 2147483648
+    for _ in range(32):
+        candidate = threshold + bit
+        b_reached = tl.zeros([BV], dtype=tl.int32)  # counted per lane: one sum over the block a bit
+        for start in range(0, V, BV):
+            position = start + tl.arange(0, BV)
+            m_v = position < V
+            key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
+            b_reached += (m_v & (key >= candidate)).to(tl.int32)
+        threshold = tl.where(tl.sum(b_reached, axis=0) >= count, candidate, threshold)
+        bit = bit // 2
+
+    above = zero(tl.int32)
+    for start in range(0, V, BV):
+        position = start + tl.arange(0, BV)
+        m_v = position < V
+        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
+        above += tl.sum((m_v & (key > threshold)).to(tl.int32), axis=0)
+    return threshold, count - above
+
+
+@triton.jit
+def keep_flags(p_row, start, V, threshold, wanted_ties, ties, BV: tl.constexpr):
+    """Positions of a block ``[BV]``, which of them are kept (ties: the lowest), and the ties met so far."""
+    position = start + tl.arange(0, BV)
+    m_v = position < V
+    key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
+    tie = (m_v & (key == threshold)).to(tl.int32)
+    tie_rank = ties + tl.cumsum(tie, axis=0) - tie
+    keep = (m_v & ((key > threshold) | ((tie == 1) & (tie_rank < wanted_ties)))).to(tl.int32)
+    return position, keep, ties + tl.sum(tie, axis=0)
 
 
 @triton.jit(
@@ -84,39 +128,12 @@ def top_positions_kernel(
         tl.store(p_layer_ptr + L, base + count)
     p_row = p_scores + i_layer.to(tl.int64) * s_layer
 
-    threshold = zero(tl.int64)  # largest key that at least `count` keys reach
-    bit = threshold + 2147483648
-    for _ in range(32):
-        candidate = threshold + bit
-        b_reached = tl.zeros([BV], dtype=tl.int32)  # counted per lane: one sum over the block a bit
-        for start in range(0, V, BV):
-            position = start + tl.arange(0, BV)
-            m_v = position < V
-            key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
-            b_reached += (m_v & (key >= candidate)).to(tl.int32)
-        threshold = tl.where(tl.sum(b_reached, axis=0) >= count, candidate, threshold)
-        bit = bit // 2
-
-    above = zero(tl.int32)
+    threshold, wanted_ties = kth_key(p_row, count, V, BV)
+    written, ties = zero(tl.int32), zero(tl.int32)
     for start in range(0, V, BV):
-        position = start + tl.arange(0, BV)
-        m_v = position < V
-        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
-        above += tl.sum((m_v & (key > threshold)).to(tl.int32), axis=0)
-    wanted_ties = count - above  # the lowest positions among those equal to the threshold
-
-    written = zero(tl.int32)
-    ties = zero(tl.int32)
-    for start in range(0, V, BV):
-        position = start + tl.arange(0, BV)
-        m_v = position < V
-        key = sortable_key(tl.load(p_row + position, mask=m_v, other=0.0))  # [BV]
-        tie = (m_v & (key == threshold)).to(tl.int32)
-        tie_rank = ties + tl.cumsum(tie, axis=0) - tie
-        keep = (m_v & ((key > threshold) | ((tie == 1) & (tie_rank < wanted_ties)))).to(tl.int32)
+        position, keep, ties = keep_flags(p_row, start, V, threshold, wanted_ties, ties, BV)
         rank = written + tl.cumsum(keep, axis=0) - keep
         tl.store(p_positions + base + rank, position.to(tl.int32), mask=keep == 1)
-        ties += tl.sum(tie, axis=0)
         written += tl.sum(keep, axis=0)
 
 
@@ -143,3 +160,56 @@ def view_units_kernel(
     slot = tl.load(p_slots + position, mask=m_n, other=0).to(tl.int64)
     unit = layer * slots_per_layer + slot
     tl.store(p_units + index, unit.to(p_units.dtype.element_ty), mask=m_n)
+
+
+@triton.jit(
+    do_not_specialize=["L", "S", "s_layer", "slots_per_layer"],
+    do_not_specialize_on_alignment=[
+        "p_requests", "p_scores", "p_mass", "p_slots", "p_positions", "p_layer_ptr", "p_units",
+    ],
+)  # fmt: skip
+def select_batch_kernel(
+    p_requests,  # [S, 4] int32: first vision token, vision tokens, total to keep, where the kept ones start
+    p_scores,  # [L, V] float32
+    p_mass,  # [L, S] float32
+    p_slots,  # [V]
+    p_positions,  # [N] int32
+    p_layer_ptr,  # [S, L + 1] int32
+    p_units,  # [N] int32 or int64
+    L,
+    S,
+    s_layer,
+    slots_per_layer,
+    BL: tl.constexpr,
+    BV: tl.constexpr,
+    QUANTUM_BITS: tl.constexpr,
+):
+    """Program (layer, request): all the request's budgets (each program for itself), then its layer's best tokens."""
+    i_layer, i_request = tl.program_id(0), tl.program_id(1)
+    p_request = p_requests + i_request * 4
+    first = tl.load(p_request)
+    vision = tl.load(p_request + 1)
+    total = tl.load(p_request + 2).to(tl.int64)
+    kept = tl.load(p_request + 3)
+    layer = tl.arange(0, BL)
+    m_layer = layer < L
+    mass = tl.load(p_mass + layer * S + i_request, mask=m_layer, other=0.0).to(tl.float64)
+    budgets = share_out(mass, m_layer, L, total, vision.to(tl.int64), BL, QUANTUM_BITS).to(tl.int32)
+    base = tl.sum(tl.where(layer < i_layer, budgets, 0), axis=0)
+    count = tl.sum(tl.where(layer == i_layer, budgets, 0), axis=0)
+    p_bound = p_layer_ptr + i_request * (L + 1) + i_layer
+    tl.store(p_bound, base)
+    if i_layer == L - 1:
+        tl.store(p_bound + 1, base + count)
+    p_row = p_scores + i_layer.to(tl.int64) * s_layer + first
+    first_unit = i_layer.to(tl.int64) * slots_per_layer
+    threshold, wanted_ties = kth_key(p_row, count, vision, BV)
+    written, ties = kept + base, zero(tl.int32)
+    for start in range(0, vision, BV):
+        position, keep, ties = keep_flags(p_row, start, vision, threshold, wanted_ties, ties, BV)
+        m_keep = keep == 1
+        target = written + tl.cumsum(keep, axis=0) - keep
+        slot = tl.load(p_slots + first + position, mask=m_keep, other=0).to(tl.int64)  # [BV]
+        tl.store(p_positions + target, position.to(tl.int32), mask=m_keep)
+        tl.store(p_units + target, (first_unit + slot).to(p_units.dtype.element_ty), mask=m_keep)
+        written += tl.sum(keep, axis=0)

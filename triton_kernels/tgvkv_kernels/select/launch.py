@@ -3,7 +3,12 @@
 import torch
 
 from tgvkv_kernels.common.tiles import ceil_div, next_power_of_2
-from tgvkv_kernels.select.kernel import layer_budgets_kernel, top_positions_kernel, view_units_kernel
+from tgvkv_kernels.select.kernel import (
+    layer_budgets_kernel,
+    select_batch_kernel,
+    top_positions_kernel,
+    view_units_kernel,
+)
 from tgvkv_kernels.select.limits import QUANTUM_BITS
 
 TOP_BLOCK = 1024  # one for all image sizes; longer rows loop
@@ -70,3 +75,38 @@ def launch_view_units(
             BN=UNITS_BLOCK,
         )
     return units
+
+
+def launch_select_batch(
+    scores: torch.Tensor,
+    layer_mass: torch.Tensor,
+    requests: torch.Tensor,
+    kept: int,
+    span_slots: torch.Tensor,
+    slots_per_layer: int,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Checked arguments of `tgvkv_kernels.select.api.select_batch`; one launch. ``requests``: see the kernel."""
+    layers, count, device = scores.shape[0], requests.shape[0], scores.device
+    positions = torch.empty(kept, dtype=torch.int32, device=device)
+    layer_ptr = torch.empty(count, layers + 1, dtype=torch.int32, device=device)
+    units = torch.empty(kept, dtype=dtype, device=device)
+    scores = scores if scores.stride(1) == 1 else scores.contiguous()
+    select_batch_kernel[(layers, count)](
+        requests,
+        scores,
+        layer_mass.contiguous(),
+        span_slots.contiguous(),
+        positions,
+        layer_ptr,
+        units,
+        layers,
+        count,
+        scores.stride(0),
+        slots_per_layer,
+        BL=next_power_of_2(layers),
+        BV=TOP_BLOCK,
+        QUANTUM_BITS=QUANTUM_BITS,
+        num_warps=8,
+    )
+    return positions, layer_ptr, units

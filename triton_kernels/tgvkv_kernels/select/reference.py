@@ -1,5 +1,7 @@
 """Budgets, stable top-k and view tables in plain torch; defines correctness."""
 
+from collections.abc import Sequence
+
 import torch
 
 from tgvkv_kernels.select.limits import QUANTUM_BITS
@@ -48,3 +50,24 @@ def view_units_reference(
     layer = torch.repeat_interleave(torch.arange(layers, device=positions.device), layer_ptr.diff().long())
     units = layer * slots_per_layer + span_slots.long()[positions.long()]
     return units.to(torch.int32 if layers * slots_per_layer <= 2**31 else torch.int64)
+
+
+def select_batch_reference(
+    scores: torch.Tensor,
+    layer_mass: torch.Tensor,
+    vision_lens: Sequence[int],
+    totals: Sequence[int],
+    span_slots: torch.Tensor,
+    slots_per_layer: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """See `tgvkv_kernels.select.api.select_batch`: one request after the other."""
+    chosen, start = [], 0
+    for request, (vision, total) in enumerate(zip(vision_lens, totals, strict=True)):
+        own = slice(start, start + vision)
+        budget = layer_budgets_reference(layer_mass[:, request], total, vision)
+        positions, layer_ptr = top_positions_reference(scores[:, own], budget)
+        units = view_units_reference(positions, layer_ptr, span_slots[own], slots_per_layer)
+        chosen.append((positions, layer_ptr, units))
+        start += vision
+    positions, layer_ptr, units = zip(*chosen, strict=True)
+    return torch.cat(positions), torch.stack(layer_ptr), torch.cat(units)

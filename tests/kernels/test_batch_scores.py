@@ -1,0 +1,264 @@
+"""`stash_rows` and `batch_scores`: references against a loop over pairs, kernels against the references, bits that do
+not depend on the batch, the layer block or the prompt's chunks."""
+
+import pytest
+import torch
+from tgvkv_kernels.batch_scores import ScorePlan, batch_text_weights, batch_vision_scores
+from tgvkv_kernels.common.errors import KernelInputError
+from tgvkv_kernels.common.lse import LOG2_E
+from tgvkv_kernels.stash_rows import stash_rows
+
+from tests.kernels.kernel_support import (
+    assert_close_to_oracle,
+    assert_same_bits,
+    attention_lse,
+    generator,
+    normal,
+    poisoned_storage,
+)
+
+DTYPES = ("float32", "float16", "bfloat16")
+HEAD_DIMS = (64, 80, 96, 128, 256)
+GROUPS = (1, 4, 8)
+SLOTS = 500
+KV_HEADS = 2
+
+
+class Batch:
+    """Scoring requests whose text and vision interleave (so the mask matters), in poisoned storage of some layers."""
+
+    def __init__(self, seed, lengths, layers, group, head_dim, dtype):
+        gen = generator(seed)
+        self.layers, self.scale, self.group = layers, head_dim**-0.5, group
+        used = torch.randperm(SLOTS, generator=gen)
+        self.text, self.vision, slots = [], [], []
+        for tokens, vision in lengths:
+            order = torch.randperm(tokens + vision + 3, generator=gen)
+            self.text.append(order[:tokens].sort().values)
+            self.vision.append(order[tokens : tokens + vision])
+            slots.append((used[:tokens], used[tokens : tokens + vision]))
+            used = used[tokens + vision :]
+        self.text_slots, self.vision_slots = (torch.cat([own[kind] for own in slots]) for kind in range(2))
+        every = torch.cat([self.text_slots, self.vision_slots])
+        units = (torch.arange(layers)[:, None] * SLOTS + every).flatten()
+        self.k_flat = poisoned_storage(gen, layers * SLOTS, KV_HEADS, head_dim, dtype, units)
+        total = sum(tokens for tokens, _ in lengths)
+        self.q = normal(gen, layers, total, group * KV_HEADS, head_dim, dtype=dtype)
+        self.lse_b2 = torch.stack([self._lse(layer, slots) for layer in range(layers)])
+        self.w = torch.rand(layers, total, generator=gen)
+
+    def _lse(self, layer, slots):
+        """A row's own log-sum-exp over the keys it sees (its own among them), base 2."""
+        parts, start = [], 0
+        for text, vision, (text_slots, vision_slots) in zip(self.text, self.vision, slots, strict=True):
+            keys = self.k_flat[torch.cat([text_slots, vision_slots]) + layer * SLOTS]
+            visible = torch.cat([text, vision])[None, :] <= text[:, None]
+            rows = slice(start, start + len(text))
+            parts.append(attention_lse(self.q[layer, rows], keys, visible, self.scale) * LOG2_E)
+            start += len(text)
+        return torch.cat(parts)
+
+    def plan(self):
+        heads = KV_HEADS * self.group
+        return ScorePlan(self.text, self.vision, heads, KV_HEADS, self.q.shape[-1], self.q.dtype, "cpu")
+
+    def run(self, backend, first=0, last=None, double=False, **options):
+        """``(weights, scores, masses)`` of layers ``first..last``."""
+        block = slice(first, self.layers if last is None else last)
+        q, lse_b2, w, k_flat = self.q[block], self.lse_b2[block], self.w[block], self.k_flat
+        if double:
+            q, lse_b2, w, k_flat = q.double(), lse_b2.double(), w.double(), k_flat.double()
+        options = {"backend": backend, **options}
+        where = (first, SLOTS, self.scale)
+        plan = self.plan()
+        weights = batch_text_weights(plan, q, lse_b2, k_flat, self.text_slots, *where, **options)
+        return weights, *batch_vision_scores(plan, q, lse_b2, w, k_flat, self.vision_slots, *where, **options)
+
+
+NAMES = ("weights", "scores", "masses")
+
+
+def compare(batch):
+    exact, low, got = batch.run("reference", double=True), batch.run("reference"), batch.run("triton")
+    for name, g, lo, ex in zip(NAMES, got, low, exact, strict=True):
+        assert_close_to_oracle(name, g, lo, ex)
+
+
+def check_grid(seed, group, head_dim, dtype_name):
+    compare(Batch(seed, [(5, 30), (19, 71)], 2, group, head_dim, getattr(torch, dtype_name)))
+
+
+def check_edges(lengths):
+    compare(Batch(1, lengths, 1, 4, 64, torch.bfloat16))
+    compare(Batch(2, lengths, 1, 7, 64, torch.float32))  # a group that is no power of two
+
+
+def check_small_chunks():
+    """More keys than a piece of work and than a reducing block."""
+    from tgvkv_kernels.batch_scores import launch, plan
+
+    kept = plan.KEY_CHUNK, plan.REDUCE_BLOCK
+    try:
+        plan.KEY_CHUNK = launch.KEY_CHUNK = 64
+        plan.REDUCE_BLOCK = launch.REDUCE_BLOCK = 32
+        compare(Batch(3, [(70, 130), (2, 65)], 1, 4, 64, torch.bfloat16))
+    finally:
+        plan.KEY_CHUNK, plan.REDUCE_BLOCK = launch.KEY_CHUNK, launch.REDUCE_BLOCK = kept
+
+
+def check_same_bits_alone_and_in_blocks():
+    lengths = [(5, 30), (40, 71), (1, 1)]
+    batch = Batch(4, lengths, 3, 4, 64, torch.bfloat16)
+    whole = batch.run("triton")
+    for first, last in ((0, 1), (1, 3)):
+        for name, got, want in zip(NAMES, batch.run("triton", first, last), whole, strict=True):
+            assert_same_bits(f"{name} of layers {first}..{last}", got, want[first:last])
+    text = vision = 0
+    for request, (tokens, columns) in enumerate(lengths):
+        alone = Batch.__new__(Batch)
+        alone.__dict__ = dict(batch.__dict__)
+        rows, cols = slice(text, text + tokens), slice(vision, vision + columns)
+        alone.text, alone.vision = [batch.text[request]], [batch.vision[request]]
+        alone.text_slots, alone.vision_slots = batch.text_slots[rows], batch.vision_slots[cols]
+        alone.q, alone.lse_b2, alone.w = (t[:, rows].contiguous() for t in (batch.q, batch.lse_b2, batch.w))
+        of = (slice(None), rows), (slice(None), cols), (slice(None), slice(request, request + 1))
+        for name, got, want, own in zip(NAMES, alone.run("triton"), whole, of, strict=True):
+            assert_same_bits(f"{name} of request {request} alone", got, want[own])
+        text, vision = text + tokens, vision + columns
+
+
+def check_tensor_parallel_halves():
+    batch = Batch(5, [(9, 40)], 2, 4, 64, torch.float32)
+    whole = batch.run("reference")
+    parts = []
+    for rank in range(KV_HEADS):
+        half = Batch.__new__(Batch)
+        half.__dict__ = dict(batch.__dict__)
+        heads = slice(rank * 4, rank * 4 + 4)
+        half.q, half.lse_b2 = batch.q[:, :, heads].contiguous(), batch.lse_b2[:, :, heads].contiguous()
+        half.k_flat = batch.k_flat[:, rank : rank + 1].contiguous()
+        half.plan = lambda half=half: ScorePlan(half.text, half.vision, 4, 1, 64, torch.float32, "cpu")
+        parts.append(half.run("triton", total_q_heads=8))
+    for name, first, second, want in zip(NAMES, *parts, whole, strict=True):
+        torch.testing.assert_close(first + second, want, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def check_stash(dtype_name, head_dim):
+    """Rows of a slice of a fused projection, in two chunks, into one layer of a stash: equal bits, no others."""
+    gen = generator(6)
+    dtype = getattr(torch, dtype_name)
+    fused = normal(gen, 20, 3, 6, head_dim, dtype=dtype)
+    q, lse_b2 = fused[:, 1], normal(gen, 20, 6)
+    stash = torch.full((2, 9, 6, head_dim), 7.0, dtype=dtype), torch.full((2, 9, 6), 7.0)
+    expected = [part.clone() for part in stash]
+    chunks = (torch.tensor([3, 19, 0]), torch.tensor([4, 0, 8])), (torch.tensor([7]), torch.tensor([2]))
+    for rows, targets in chunks:
+        stash_rows(q, lse_b2, rows, targets.int(), stash[0][1], stash[1][1], backend="triton")
+        for row, target in zip(rows.tolist(), targets.tolist(), strict=True):
+            expected[0][1, target], expected[1][1, target] = q[row], lse_b2[row]
+    for name, got, want in zip(("q", "lse_b2"), stash, expected, strict=True):
+        assert_same_bits(name, got, want)
+
+
+def test_references_match_a_loop_over_pairs():
+    batch = Batch(7, [(4, 5), (3, 2)], 2, 4, 64, torch.float32)
+    weights, scores, masses = batch.run("reference", double=True)
+    q, lse_e = batch.q.double(), batch.lse_b2.double() / LOG2_E
+    text_at = vision_at = 0
+    for request, (text, vision) in enumerate(zip(batch.text.copy(), batch.vision.copy(), strict=True)):
+        for layer in range(2):
+
+            def attention(row, slot, layer=layer):
+                key = batch.k_flat[layer * SLOTS + slot].double()
+                logits = [q[layer, row, h] @ key[h // 4] * batch.scale - lse_e[layer, row, h] for h in range(8)]
+                return float(torch.stack(logits).exp().sum()) / 8
+
+            for t in range(len(text)):
+                seen = [attention(text_at + s, batch.text_slots[text_at + t]) for s in range(t, len(text))]
+                assert abs(weights[layer, text_at + t] - sum(seen) / len(seen)) < 1e-9
+            mass = 0.0
+            for v, position in enumerate(vision):
+                score = 0.0
+                for t in range(len(text)):
+                    if position < text[t]:
+                        a = attention(text_at + t, batch.vision_slots[vision_at + v])
+                        score += float(batch.w[layer, text_at + t]) * a
+                        mass += a
+                assert abs(scores[layer, vision_at + v] - score) < 1e-9
+            assert abs(masses[layer, request] - mass) < 1e-9
+        text_at, vision_at = text_at + len(text), vision_at + len(vision)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+def test_kernels_match_references(interpreted, head_dim, group, dtype):
+    interpreted(check_grid, head_dim + group, group, head_dim, dtype)
+
+
+@pytest.mark.parametrize("lengths", [[(1, 1)], [(1, 64), (64, 1)], [(33, 63), (2, 65)], [(32, 128), (65, 129)]])
+def test_kernels_at_block_edges(interpreted, lengths):
+    interpreted(check_edges, lengths)
+
+
+def test_kernels_over_several_chunks(interpreted):
+    interpreted(check_small_chunks)
+
+
+def test_a_request_has_the_same_bits_in_any_batch_and_layer_block(interpreted):
+    interpreted(check_same_bits_alone_and_in_blocks)
+
+
+def test_tensor_parallel_halves_sum_to_the_whole(interpreted):
+    interpreted(check_tensor_parallel_halves)
+
+
+@pytest.mark.parametrize(("dtype", "head_dim"), [("bfloat16", 80), ("float16", 128), ("float32", 256)])
+def test_stash_kernel_is_exact(interpreted, dtype, head_dim):
+    interpreted(check_stash, dtype, head_dim)
+
+
+def test_stash_reference_by_hand():
+    q, lse_b2 = torch.arange(6.0).view(3, 1, 2), torch.arange(3.0).view(3, 1)
+    stash, lse_stash = torch.zeros(2, 1, 2), torch.zeros(2, 1)
+    stash_rows(q, lse_b2, torch.tensor([2, 0]), torch.tensor([0, 1]), stash, lse_stash)
+    assert stash.flatten().tolist() == [4, 5, 0, 1] and lse_stash.flatten().tolist() == [2, 0]
+
+
+def test_pieces_read_little_more_than_once():
+    """64 text tokens after 4096 vision tokens, Qwen3-VL-8B: the bytes of one layer by the plan's own pieces."""
+    heads, kv_heads, dim, text, vision = 32, 8, 128, 64, 4096
+    plan = ScorePlan([torch.arange(vision, vision + text)], [torch.arange(vision)], heads, kv_heads, dim,
+                     torch.bfloat16, "cpu")  # fmt: skip
+    least = vision * kv_heads * dim * 2 + text * heads * (dim * 2 + 4)
+    rows = plan.row_tile * (dim * 2 + 8)
+    work = plan.vision.work.tolist()
+    keys = {(piece[3], piece[4]): min(1024, piece[5] - piece[4]) for piece in work}
+    once = sum(keys.values()) * kv_heads * dim * 2 + len(work) * kv_heads * rows  # row tiles of a chunk share it in L2
+    sums = 2 * 4 * plan.vision.partials * kv_heads + 4 * vision
+    assert sum(keys.values()) == vision and plan.vision.partials == 2 * vision
+    assert once + sums <= 1.25 * least
+    assert len(work) == 2 * len(keys)  # so L2 gives every key twice
+
+
+def test_errors_name_the_value():
+    with pytest.raises(KernelInputError, match=r"\[2\] text and \[0\] vision tokens"):
+        ScorePlan([torch.arange(2)], [torch.arange(0)], 4, 2, 64, torch.float32, "cpu")
+    batch = Batch(8, [(4, 5)], 2, 4, 64, torch.float32)
+    with pytest.raises(KernelInputError, match=r"layers 1..2 of 500 slots lie outside the storage of 1000 units"):
+        batch_text_weights(batch.plan(), batch.q, batch.lse_b2, batch.k_flat, batch.text_slots, 1, SLOTS, 1.0)
+    with pytest.raises(KernelInputError, match="the stash must be contiguous"):
+        batch_text_weights(
+            batch.plan(), batch.q.transpose(2, 3).contiguous().transpose(2, 3), batch.lse_b2, batch.k_flat,
+            batch.text_slots, 0, SLOTS, 1.0,
+        )  # fmt: skip
+    with pytest.raises(KernelInputError, match="total_q_heads=2"):
+        batch.run("reference", total_q_heads=2)
+    with pytest.raises(KernelInputError, match=r"vision_slots has shape \[4\], expected \[5\]"):
+        batch_vision_scores(
+            batch.plan(), batch.q, batch.lse_b2, batch.w, batch.k_flat, batch.vision_slots[1:], 0, SLOTS, 1.0
+        )
+    with pytest.raises(KernelInputError, match="lie outside 0..499"):
+        batch_text_weights(batch.plan(), batch.q, batch.lse_b2, batch.k_flat, batch.text_slots + 500, 0, SLOTS, 1.0)
+    with pytest.raises(KernelInputError, match="must be contiguous"):
+        stash_rows(batch.q[0], batch.lse_b2[0], torch.arange(2), torch.arange(2), batch.q[0, ::2], batch.lse_b2[0, ::2])

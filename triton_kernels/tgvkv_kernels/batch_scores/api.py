@@ -1,0 +1,145 @@
+"""Public entries of `batch_scores`."""
+
+import torch
+
+from tgvkv_kernels.batch_scores.plan import ScorePlan
+from tgvkv_kernels.batch_scores.reference import batch_text_weights_reference, batch_vision_scores_reference
+from tgvkv_kernels.common.checks import (
+    INDEX_DTYPES,
+    check_dtype,
+    check_flat,
+    check_float,
+    check_heads,
+    check_kernel_float,
+    check_same_device,
+    check_shape,
+)
+from tgvkv_kernels.common.dispatch import use_triton
+from tgvkv_kernels.common.errors import KernelInputError
+
+
+def batch_text_weights(
+    plan: ScorePlan,
+    q: torch.Tensor,
+    lse_b2: torch.Tensor,
+    k_flat: torch.Tensor,
+    text_slots: torch.Tensor,
+    first_layer: int,
+    slots_per_layer: int,
+    scale: float,
+    *,
+    total_q_heads: int | None = None,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """Weight of each text token in each of L layers: ``w_t = (sum_{q>=t} A[q,t]) / #{q>=t}``, ``A`` the mean over
+    query heads of ``exp(q.k*scale - lse)`` (TGV-KV, TWR, with the normalisation of the paper's text).
+
+    Tokens of all requests lie one request after the other, in order (``plan.text_lens``), ``T`` in all.
+
+    Args:
+        plan: of this batch. q: ``[L, T, Hq, D]`` contiguous, the stash (`tgvkv_kernels.stash_rows`), rotary embedding
+            applied. lse_b2: ``[L, T, Hq]`` float32 contiguous, LSE of each query's *whole* attention row, base 2.
+        k_flat: ``[layers*slots, Hkv, D]`` flat key storage, dtype of ``q``.
+        text_slots: ``[T]`` int32 or int64 slot of each token.
+        first_layer, slots_per_layer: the stash holds the storage's layers ``first_layer .. first_layer+L-1``.
+        scale: softmax scale.
+        total_q_heads: heads of the whole model under tensor parallelism; the mean divides by it, so that the ranks'
+            results sum to the weights. Default: ``Hq``.
+        backend: see `tgvkv_kernels.common.dispatch.use_triton`.
+
+    Returns:
+        ``[L, T]`` float32. Two launches, whatever the number of layers and requests.
+
+    Raises:
+        KernelInputError: shapes, dtypes, heads, layers or devices that do not fit.
+    """
+    heads = _check(plan, q, lse_b2, k_flat, text_slots, first_layer, slots_per_layer, total_q_heads)
+    check_shape("text_slots", text_slots, (q.shape[1],))
+    if not use_triton(backend, q.device):
+        units = _first_units(q, first_layer, slots_per_layer)
+        return batch_text_weights_reference(plan, q, lse_b2, k_flat, text_slots, units, scale, heads)
+    from tgvkv_kernels.batch_scores.launch import launch_column_sums
+
+    check_kernel_float("q", q)
+    layer_args = (first_layer, slots_per_layer, scale, heads)
+    return launch_column_sums(plan, plan.text, q, lse_b2, None, k_flat, text_slots.contiguous(), *layer_args)[0]
+
+
+def batch_vision_scores(
+    plan: ScorePlan,
+    q: torch.Tensor,
+    lse_b2: torch.Tensor,
+    w: torch.Tensor,
+    k_flat: torch.Tensor,
+    vision_slots: torch.Tensor,
+    first_layer: int,
+    slots_per_layer: int,
+    scale: float,
+    *,
+    total_q_heads: int | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of the vision tokens and text-to-vision masses in each of L layers (TGV-KV, TWR and TVB).
+
+    ``score_v = sum_t w_t A[t,v]`` and ``mass = sum_{t,v} A[t,v]`` over the pairs of a request where the vision token's
+    position comes before the text's, ``A`` as in `batch_text_weights`. The attention matrix is never built.
+
+    Args:
+        w: ``[L, T]`` float32 text weights (under tensor parallelism already all-reduced).
+        vision_slots: ``[V]`` int32 or int64 slots of the vision tokens, one request after the other, in the order of
+            the plan's positions.
+        The others: as in `batch_text_weights`.
+
+    Returns:
+        ``(scores [L, V], masses [L, S])`` float32, S requests. Two launches.
+
+    Raises:
+        KernelInputError: shapes, dtypes, heads, layers or devices that do not fit.
+    """
+    heads = _check(plan, q, lse_b2, k_flat, vision_slots, first_layer, slots_per_layer, total_q_heads)
+    check_shape("w", w, tuple(q.shape[:2]))
+    check_shape("vision_slots", vision_slots, (plan.vision.keys,))
+    check_same_device(q=q, w=w)
+    if not use_triton(backend, q.device):
+        units = _first_units(q, first_layer, slots_per_layer)
+        return batch_vision_scores_reference(plan, q, lse_b2, w, k_flat, vision_slots, units, scale, heads)
+    from tgvkv_kernels.batch_scores.launch import launch_column_sums
+
+    check_kernel_float("q", q)
+    slots = vision_slots.contiguous()
+    layer_args = (first_layer, slots_per_layer, scale, heads)
+    return launch_column_sums(plan, plan.vision, q, lse_b2, w.contiguous(), k_flat, slots, *layer_args)
+
+
+def _first_units(q: torch.Tensor, first_layer: int, slots_per_layer: int) -> list[int]:
+    return [(first_layer + layer) * slots_per_layer for layer in range(q.shape[0])]
+
+
+def _check(plan, q, lse_b2, k_flat, slots, first_layer, slots_per_layer, total_q_heads) -> int:
+    """Checks what both share; returns the heads to divide by."""
+    tokens = plan.text.keys
+    check_shape("q", q, (None, tokens, None, None))
+    layers, _, q_heads, head_dim = q.shape
+    check_shape("lse_b2", lse_b2, (layers, tokens, q_heads))
+    check_flat("k_flat", k_flat)
+    check_shape("k_flat", k_flat, (None, None, head_dim))
+    check_heads(q_heads, k_flat.shape[1])
+    for name, tensor in (("q", q), ("lse_b2", lse_b2)):
+        check_float(name, tensor)
+        if not tensor.is_contiguous():
+            raise KernelInputError(f"{name} has strides {tensor.stride()}: the stash must be contiguous")
+    check_dtype("slots", slots, INDEX_DTYPES)
+    if k_flat.dtype != q.dtype:
+        raise KernelInputError(f"k_flat is {k_flat.dtype} but q is {q.dtype}: use one dtype for queries and keys")
+    if first_layer < 0 or (first_layer + layers) * slots_per_layer > k_flat.shape[0]:
+        raise KernelInputError(
+            f"layers {first_layer}..{first_layer + layers - 1} of {slots_per_layer} slots lie outside the storage of "
+            f"{k_flat.shape[0]} units"
+        )
+    if slots.device.type == "cpu" and not 0 <= int(slots.min()) <= int(slots.max()) < slots_per_layer:
+        raise KernelInputError(f"slots {int(slots.min())}..{int(slots.max())} lie outside 0..{slots_per_layer - 1}")
+    check_same_device(q=q, lse_b2=lse_b2, k_flat=k_flat, slots=slots, plan=plan.text.work)
+    heads = q_heads if total_q_heads is None else total_q_heads
+    if heads < q_heads:
+        raise KernelInputError(f"total_q_heads={heads} is below this rank's {q_heads} query heads")
+    return heads
