@@ -2,7 +2,7 @@
 
 A scene is a board of 8 x 8 tiles, whatever the picture's size, with a few coloured shapes on it, each with a digit
 in a badge. Every object lies inside **one** merged vision token (32 x 32 px), because a tiny vision tower does not
-learn evidence that is split over several (see data/demo_model/MODEL_CARD.md).
+learn evidence that is split over several (see tgvkv_sglang/data/demo_model/MODEL_CARD.md).
 """
 
 from __future__ import annotations
