@@ -152,8 +152,7 @@ def test_start_up_registers_nothing_on_another_version(monkeypatch, registered):
 def test_no_backend_is_built_on_a_row_that_does_not_hold(monkeypatch, flashinfer):
     gone = members("model_executor.model_runner.ModelRunner", "ATTRIBUTE", "no_such_attribute", handler="backend")
     monkeypatch.setattr(check, "MEMBERS", (*ledger.MEMBERS, gone))
-    for name in ("refuse_model", "refuse_prefill_graph"):
-        monkeypatch.setattr(backend, name, lambda _: None)
+    monkeypatch.setattr(backend, "refuse_loaded", lambda _: None)
     monkeypatch.setattr(backend, "_flashinfer", flashinfer)
     runner = types.SimpleNamespace(model_config=None, token_to_kv_pool=object.__new__(pool.TgvKVPool), device="cpu")
     with pytest.raises(NotActiveError, match="ModelRunner has no no_such_attribute.*tgvkv doctor"):

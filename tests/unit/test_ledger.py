@@ -43,7 +43,8 @@ RECEIVERS = {
 OF_SERVER_ARGS = {"_flag", "_set", "_above_one"}  # take the name of one of its attributes
 # Of ours, on objects of SGLang's.
 OWN_ON_THEIRS = {("MHATokenToKVPool", "units"), ("ServerArgs", "_tgvkv")}
-LIBRARIES = (torch, torch.Tensor, torch.nn.Module, torch.device, torch.cuda, torch.distributed, np, np.ndarray, os, importlib, types)
+LIBRARIES = (torch, torch.Tensor, torch.nn.Module, torch.device, torch.cuda, torch.distributed, np, np.ndarray, os,
+             importlib, types)  # fmt: skip
 BUILTINS = (str, list, dict, set, tuple, int, float, BaseException, types.FunctionType)
 
 
