@@ -42,7 +42,7 @@ RECEIVERS = {
 }
 OF_SERVER_ARGS = {"_flag", "_set", "_above_one"}  # take the name of one of its attributes
 # Of ours, on objects of SGLang's.
-OWN_ON_THEIRS = {("MHATokenToKVPool", "units"), ("ServerArgs", "_tgvkv")}
+OWN_ON_THEIRS = {("MHATokenToKVPool", "store"), ("ServerArgs", "_tgvkv")}
 LIBRARIES = (torch, torch.Tensor, torch.nn.Module, torch.device, torch.cuda, torch.distributed, np, np.ndarray, os,
              importlib, types)  # fmt: skip
 BUILTINS = (str, list, dict, set, tuple, int, float, BaseException, types.FunctionType)
@@ -81,7 +81,7 @@ def used_in(path: Path) -> set[tuple[str, str]]:
     """(what, name) of every attribute that a file of the seam reads, assigns or asks for by name."""
     found = set()
     for node in ast.walk(trees()[path]):
-        if isinstance(node, ast.Attribute):
+        if isinstance(node, ast.Attribute) and node.attr != "setter":  # of a property of ours
             found.add((ast.unparse(node.value), node.attr))
         elif (
             isinstance(node, ast.Call)

@@ -73,7 +73,7 @@ HOOKS: tuple[Hook, ...] = (
         "AROUND",
         "batches:is_disable_overlap_for_batch",
         ("self", "batch", "last_batch"),
-        how="also true while a prefill with vision waits in the result queue",
+        how="also true while a prefill waits in the result queue that selects for a request of the decode batch",
         why="the first decode step of a request must see its selection, made when the prefill's result is processed",
         remove_when="selection on the forward stream is the default",
     ),
@@ -126,7 +126,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         f"{SRT}layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_extend",
         "CALL",
-        "backend:TgvTorchBackend",
+        "torch_backend:TgvTorchBackend",
         ("self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices", "seq_lens",
          "extend_prefix_lens", "extend_seq_lens", "encoder_lens", "scaling", "enable_gqa", "causal", "is_cross_attn",
          "sliding_window_size"),
@@ -137,7 +137,7 @@ HOOKS: tuple[Hook, ...] = (
     Hook(
         f"{SRT}layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_decode",
         "CALL",
-        "backend:TgvTorchBackend",
+        "torch_backend:TgvTorchBackend",
         ("self", "query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices", "seq_lens",
          "encoder_lens", "scaling", "enable_gqa", "causal", "is_cross_attn", "sliding_window_size"),
         how="called for one request at a time",

@@ -30,7 +30,7 @@ OF_MODEL: tuple[Members, ...] = (
         f"{SRT}environ.envs",
         "ATTRIBUTE",
         ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "SGLANG_RUST_SERVER"),
-        "radix_cache,refusals,selection",
+        "radix_cache,refusals,selections",
         how="read", why="what tgvkv cannot run beside is refused at start-up; our strict checks go with SGLang's",
         remove_when="as the row above",
     ),
@@ -79,8 +79,12 @@ OF_MODEL: tuple[Members, ...] = (
         "ATTRIBUTE",
         ("device", "dtype", "forward_stream", "kv_cache_dtype", "model", "model_config", "server_args",
          "token_to_kv_pool"),
-        "backend,batches,flashinfer_backend,refusals,tensor_parallel",
+        "backend,batches,flashinfer_backend,refusals,tensor_parallel,torch_backend",
         how="read; packing moves KV on `forward_stream`", why="what a backend is built from", remove_when=INTERFACE,
+    ),
+    Members(
+        f"{SRT}layers.attention.base_attn_backend", "ATTRIBUTE", ("AttentionBackend",), "backend",
+        how="imported", why="what our factory returns", remove_when=INTERFACE,
     ),
     Members(
         f"{SRT}layers.radix_attention.RadixAttention",
@@ -88,12 +92,12 @@ OF_MODEL: tuple[Members, ...] = (
         ("attn_type", "head_dim", "is_cross_attention", "k_scale_float", "layer_id", "logit_cap", "pos_encoding_mode",
          "qk_head_dim", "scaling", "sliding_window_size", "tp_k_head_num", "tp_q_head_num", "v_head_dim",
          "v_scale_float", "xai_temperature_len"),
-        "backend,flashinfer_backend,model_support",
+        "flashinfer_backend,model_support,torch_backend",
         how="read", why="one layer's attention", remove_when=INTERFACE,
     ),
     Members(
         f"{SRT}layers.radix_attention.AttentionType", "ATTRIBUTE", ("DECODER", "ENCODER_ONLY"),
-        "backend,flashinfer_backend,model_support",
+        "flashinfer_backend,model_support,torch_backend",
         how="read", why="only decoder self-attention is served", remove_when=INTERFACE,
     ),
     Members(
@@ -119,13 +123,13 @@ OF_MODEL: tuple[Members, ...] = (
     ),
     Members(
         f"{SRT}layers.attention.torch_native_backend.TorchNativeAttnBackend",
-        "OVERRIDE", ("forward_decode", "forward_extend", "init_forward_metadata"), "backend:TgvTorchBackend",
+        "OVERRIDE", ("forward_decode", "forward_extend", "init_forward_metadata"), "torch_backend:TgvTorchBackend",
         how="stock for a batch without vision", why="attention over dense slots and views on a CPU",
         remove_when=INTERFACE,
     ),
     Members(
         f"{SRT}layers.attention.torch_native_backend.TorchNativeAttnBackend",
-        "ATTRIBUTE", ("req_to_token_pool", "token_to_kv_pool"), "backend",
+        "ATTRIBUTE", ("req_to_token_pool", "token_to_kv_pool"), "torch_backend",
         how="read", why="where K and V lie", remove_when=INTERFACE,
     ),
     # -- FlashInfer ----------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ OF_SCHEDULER: tuple[Members, ...] = (
         ("cache_protected_len", "extend_range", "extra_key", "full_untruncated_fill_ids", "get_fill_ids", "last_node",
          "lora_id", "multimodal_inputs", "origin_input_ids", "output_ids", "positional_embed_overrides",
          "prefix_indices", "req_pool_idx", "rid", "sampling_params"),
-        "radix_cache,requests,selection",
+        "held_request,radix_cache,requests,selections",
         how="read; `cache_protected_len`, `last_node`, `prefix_indices` assigned as stock's cache does; token ids are "
             "`array('q')`; our state is one more attribute",
         why="which tokens a request has, which slots it holds, what it asked for",
@@ -120,12 +120,12 @@ OF_SCHEDULER: tuple[Members, ...] = (
         "ATTRIBUTE",
         ("batch_size", "extend_prefix_lens", "extend_prefix_lens_cpu", "extend_seq_lens", "extend_seq_lens_cpu",
          "forward_mode", "out_cache_loc", "req_pool_indices", "seq_lens"),
-        "backend,batches,cuda_graphs,flashinfer_backend",
+        "batches,cuda_graphs,flashinfer_backend,torch_backend",
         how="read; the `_cpu` lists are on the host", why="what a forward computes", remove_when=INTERFACE,
     ),
     Members(
         f"{SRT}model_executor.forward_batch_info.ForwardMode",
-        "ATTRIBUTE", ("is_decode", "is_extend", "is_idle"), "backend,batches,cuda_graphs,flashinfer_backend",
+        "ATTRIBUTE", ("is_decode", "is_extend", "is_idle"), "batches,cuda_graphs,flashinfer_backend,torch_backend",
         how="called", why="prefill, decode, or a batch of nothing", remove_when=INTERFACE,
     ),
     # -- the radix cache -----------------------------------------------------------------------------------------
@@ -198,12 +198,12 @@ OF_SCHEDULER: tuple[Members, ...] = (
         f"{SRT}mem_cache.memory_pool.MHATokenToKVPool",
         "ATTRIBUTE",
         ("get_key_buffer", "get_kv_buffer", "get_value_buffer", "set_kv_buffer", "start_layer"),
-        "backend,flashinfer_backend",
+        "flashinfer_backend,torch_backend",
         how="called as stock backends do; `layer_id - start_layer` is a layer's index in our tensors",
         why="stock attention and the writing of K and V", remove_when=INTERFACE,
     ),
     Members(
-        f"{SRT}mem_cache.memory_pool", "ATTRIBUTE", ("KVWriteLoc",), "backend,flashinfer_backend",
+        f"{SRT}mem_cache.memory_pool", "ATTRIBUTE", ("KVWriteLoc",), "flashinfer_backend,torch_backend",
         how="imported; made of `out_cache_loc` alone", why="K and V are written as stock writes them",
         remove_when=INTERFACE,
     ),
@@ -221,7 +221,7 @@ OF_SCHEDULER: tuple[Members, ...] = (
     ),
     Members(
         f"{SRT}mem_cache.memory_pool.ReqToTokenPool",
-        "ATTRIBUTE", ("req_to_token", "write"), "backend,flashinfer_backend,radix_cache",
+        "ATTRIBUTE", ("req_to_token",), "flashinfer_backend,held_request,torch_backend",
         how="`req_to_token` (int32, a request a row) read and written; a reclaimed position is 0",
         why="where a request's tokens lie", remove_when=INTERFACE,
     ),
