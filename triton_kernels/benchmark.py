@@ -113,11 +113,11 @@ def score_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[Case
 
 
 def batch_score_cases(sizes: Sizes, flats, device: str, backend: str) -> Iterator[Case]:
-    """A follow-up's scoring over all layers: `batch_scores` for 1 and 8 requests (torch: the reference)."""
+    """A follow-up's scoring over all layers: `batch_scores` for one and several requests (torch: the reference)."""
     k_flat, _ = flats
     scale, slots_per_layer = sizes.head_dim**-0.5, sizes.rows // sizes.layers
     tokens, vision = sizes.text[0], sizes.vision[0]
-    for requests in (1, 8):
+    for requests in sizes.batch[:2]:
         text = [torch.arange(vision, vision + tokens)] * requests
         heads = (sizes.q_heads, sizes.kv_heads, sizes.head_dim)
         plan = ScorePlan(text, [torch.arange(vision)] * requests, *heads, sizes.dtype, device)

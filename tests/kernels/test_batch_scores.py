@@ -239,6 +239,8 @@ def test_pieces_read_little_more_than_once():
     assert sum(keys.values()) == vision and plan.vision.partials == 2 * vision
     assert once + sums <= 1.25 * least
     assert len(work) == 2 * len(keys)  # so L2 gives every key twice
+    stash, results = text * heads * (dim * 2 + 4), 4 * (text + vision)
+    assert plan.layer_bytes == stash + results + 4 * kv_heads * 2 * vision  # two row tiles
 
 
 def test_errors_name_the_value():

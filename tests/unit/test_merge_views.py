@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from tgvkv_sglang.attention.flashinfer import Step, merge_views
 
-from tgvkv_sglang.attention import flashinfer
+from tgvkv_sglang.attention import merge
 from tgvkv_sglang.attention.batch_tables import BatchUnits, Holes
+from tgvkv_sglang.attention.merge import merge_views
+from tgvkv_sglang.attention.planner import Step
 from tgvkv_sglang.kv.store import UnitStore
 
 CPU = torch.device("cpu")
@@ -44,7 +45,7 @@ def test_dense_and_view_units_are_one_softmax(store):
 @pytest.mark.parametrize("units", [None, BatchUnits.empty(LAYERS, 2, CPU)])
 def test_without_units_no_kernel_is_called(store, monkeypatch, units):
     """Views may all be empty (a budget of 0): on CUDA a call would cost every layer of such a batch."""
-    monkeypatch.setattr(flashinfer, "view_attention", lambda *args: pytest.fail("a launch for nothing"))
+    monkeypatch.setattr(merge, "view_attention", lambda *args: pytest.fail("a launch for nothing"))
     q, out, lse_b2 = torch.randn(2, 4, 16), torch.randn(2, 4, 16), torch.randn(2, 4)
     before = out.clone(), lse_b2.clone()
     merge_views(q, out, lse_b2, Step(units=units), 0, store, SCALE)

@@ -37,12 +37,12 @@ def warm_up_attention(shape: ModelShape, device: torch.device | str) -> None:
     flat = torch.zeros(tokens, shape.kv_heads, shape.head_dim, dtype=shape.dtype, device=device)
     lse, weights = torch.zeros(tokens, heads, device=device), torch.zeros(tokens, device=device)
     indptr = torch.zeros(tokens + 1, dtype=torch.int32, device=device)
-    units = torch.zeros(tokens, dtype=torch.int32, device=device)
+    units = torch.zeros(4096, dtype=torch.int32, device=device)  # several chunks: decode then merges them
     positions = torch.zeros(tokens, dtype=torch.int64, device=device)
     _warm_up_scores(shape, q, lse, flat, positions)
     launch_text_weights(q, flat, lse, 1.0, heads)
-    launch_vision_scores(q, lse, weights, flat, units.long(), positions, positions, 1.0, heads)
-    for row_map in (None, units):
+    launch_vision_scores(q, lse, weights, flat, positions, positions, positions, 1.0, heads)
+    for row_map in (None, units[:tokens]):
         launch_view_attention(q, flat, flat, units, indptr, row_map, 1.0, q.clone(), lse.clone())
 
 

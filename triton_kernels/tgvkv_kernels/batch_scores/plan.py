@@ -42,7 +42,8 @@ class ScorePlan:
 
     Attributes:
         text_lens, vision_lens: ``[S]`` tokens of each request. first_text: ``[V]`` int32 on the device, of each vision
-            token the index of the first text token of its request that comes after it.
+            token the index of the first text token of its request after it. layer_bytes: of device memory that
+            one layer takes at most (stash, partial sums, results), to choose how many layers make a block.
 
     Args:
         text_positions, vision_positions: of each of S scoring requests, on the host: ``[T_r]`` logical positions of its
@@ -80,11 +81,14 @@ class ScorePlan:
             for text, vision in zip(text_positions, vision_positions, strict=True)
         ]
         flat = torch.cat([*(table.flatten() for table in tables), *(part.to(torch.int32) for part in first)])
-        counts = [*map(torch.numel, tables), sum(vision_lens)]
+        tokens, vision = sum(text_lens), sum(vision_lens)
+        row_bytes = q_heads * (head_dim * dtype.itemsize + 4)
+        self.layer_bytes = tokens * (row_bytes + 4) + 4 * (vision + kv_heads * max(kinds[0][2], kinds[1][2]))
+        counts = [*map(torch.numel, tables), vision]
         *flat, self.first_text = upload(flat, device).split(counts)
         text_work, text_sums, vision_work, vision_sums = (table.view(-1, 8) for table in flat)
-        self.text = Pieces(text_work, text_sums, sum(text_lens), kinds[0][2])
-        self.vision = Pieces(vision_work, vision_sums, sum(vision_lens), kinds[1][2])
+        self.text = Pieces(text_work, text_sums, tokens, kinds[0][2])
+        self.vision = Pieces(vision_work, vision_sums, vision, kinds[1][2])
 
 
 def row_tile(head_dim: int, itemsize: int) -> int:

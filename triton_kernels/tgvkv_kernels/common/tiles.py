@@ -8,7 +8,6 @@ import triton.language as tl
 
 from tgvkv_kernels.common import lse
 
-LN2 = tl.constexpr(lse.LN2)
 LOG2_E = tl.constexpr(lse.LOG2_E)
 # Dots say input_precision="tf32x3": it concerns float32 data only (three tensor-core products, about float32 accuracy);
 # "ieee" would run them on the FMA units and spill registers.

@@ -145,8 +145,8 @@ def view_decode_kernel(
     p_indptr,  # [B + 1]
     p_out,  # [B, Hq, D]
     p_lse,  # [B, Hq] base 2
-    p_part_out,  # [MAX_CHUNKS, B, Hq, D] float32
-    p_part_lse,  # [MAX_CHUNKS, B, Hq] base 2
+    p_part_out,  # [chunks of the longest request, B, Hq, D] float32
+    p_part_lse,  # [chunks of the longest request, B, Hq] base 2
     B,
     scale_log2,
     s_qt,
@@ -200,8 +200,8 @@ def view_decode_kernel(
 @triton.jit(do_not_specialize=["B"], do_not_specialize_on_alignment=["p_indptr"])
 def view_merge_kernel(
     p_indptr,  # [B + 1]
-    p_part_out,  # [MAX_CHUNKS, B, Hq, D] float32
-    p_part_lse,  # [MAX_CHUNKS, B, Hq] base 2
+    p_part_out,  # [chunks of the longest request, B, Hq, D] float32
+    p_part_lse,  # [chunks of the longest request, B, Hq] base 2
     p_out,  # [B, Hq, D]
     p_lse,  # [B, Hq] base 2
     B,

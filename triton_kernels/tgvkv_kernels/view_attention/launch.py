@@ -62,7 +62,8 @@ def launch_view_attention(
     out: torch.Tensor,
     lse_b2: torch.Tensor,
 ) -> None:
-    """Checked arguments of `tgvkv_kernels.view_attention.api.view_attention`; one launch, in decode two.
+    """Checked arguments of `tgvkv_kernels.view_attention.api.view_attention`; one launch, in decode two (one
+    while the unit table has no more than one chunk).
 
     The grids depend on shapes alone, so a CUDA graph may replay them with other units and bounds.
     """
@@ -79,14 +80,17 @@ def launch_view_attention(
             G=group, D=head_dim, **config,
         )  # fmt: skip
         return
-    part_out = torch.empty(MAX_CHUNKS, rows, q_heads, head_dim, dtype=torch.float32, device=q.device)
-    part_lse = torch.empty(MAX_CHUNKS, rows, q_heads, dtype=torch.float32, device=q.device)
+    parts = min(MAX_CHUNKS, ceil_div(units.shape[0], CHUNK))  # a request has no more chunks than this table holds
+    part_out = torch.empty(parts, rows, q_heads, head_dim, dtype=torch.float32, device=q.device)
+    part_lse = torch.empty(parts, rows, q_heads, dtype=torch.float32, device=q.device)
     config = decode_config(group, head_dim, itemsize)
     programs = min(most_chunks(rows, units.shape[0]), ceil_div(DECODE_PROGRAMS, kv_heads))
     view_decode_kernel[(programs, kv_heads)](
         q, k_flat, v_flat, units, indptr, out, lse_b2, part_out, part_lse, rows, scale_log2, *strides,
         G=group, D=head_dim, **config,
     )  # fmt: skip
+    if parts == 1:
+        return
     view_merge_kernel[(rows, ceil_div(q_heads, MERGE_HEADS))](
         indptr, part_out, part_lse, out, lse_b2, rows, *out_strides,
         H=q_heads, D=head_dim, BD=config["BD"], BH=MERGE_HEADS, CHUNK=CHUNK, MAX_CHUNKS=MAX_CHUNKS, num_warps=1,
