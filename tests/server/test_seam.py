@@ -142,12 +142,12 @@ def test_diffusion_models_are_refused(tmp_path):
 
 def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):
     """Text-only traffic enters SGLang's own function with the very same arguments, and nothing else of ours."""
-    from tgvkv_sglang.sglang_seam import backend as seam
+    from tgvkv_sglang.sglang_seam import torch_backend as seam
 
     calls = []
     for name in ("forward_extend", "forward_decode"):
         monkeypatch.setattr(TorchNativeAttnBackend, name, lambda self, *args: calls.append(args) or "stock")
-    for name in ("attend", "row_lse_e", "KeyRows"):
+    for name in ("attend", "row_lse_e", "KeyRows", "decode_rows", "stash_and_score"):
         monkeypatch.setattr(seam, name, lambda *args: pytest.fail("code for views ran on a batch without vision"))
     ours = object.__new__(seam.TgvTorchBackend)
     monkeypatch.setattr(seam, "states_of", lambda batch: None)
@@ -165,7 +165,7 @@ def test_a_batch_without_vision_is_stock_flashinfer_call_for_call(monkeypatch):
         monkeypatch.setattr(
             seam.FlashInferAttnBackend, name, lambda self, *args, name=name: calls.append((name, *args)) or "stock"
         )
-    for name in ("merge_views", "dense_indices", "BatchUnits", "Holes", "stash_and_score"):
+    for name in ("merge_views", "dense_rows", "ViewPlanner", "stash_and_score"):
         monkeypatch.setattr(seam, name, lambda *args: pytest.fail("code for views ran on a batch without vision"))
     monkeypatch.setattr(seam, "states_of", lambda batch: None)
     ours = object.__new__(seam.TgvFlashInferBackend)
