@@ -151,8 +151,13 @@ class Ours:
         watch("disuse", self.tree.disuse, views, user)
         watch("unlock", self.tree.unlock, inserted.node)
         watch("evictable", self._evictable)
-        kind = "image" if self.evictor.spans() else "leaf"
-        watch(f"evict, one {kind}", self.evictor.evict, 1)
+        self._evict(watch)
+
+    def _evict(self, watch: Stopwatch) -> None:
+        images = len(self.tree.full_spans)
+        watch("evict", self.evictor.evict, 1)
+        kind = "image" if len(self.tree.full_spans) < images else "leaf"
+        watch.times[f"evict, one {kind}"].append(watch.times["evict"].pop())
 
     def rest(self, load: Load, watch: Stopwatch) -> None:
         """What happens outside admissions: idle checks, trims, and leaves once all images are packed."""
@@ -160,14 +165,14 @@ class Ours:
         for _ in range(3):
             watch("idle check", integrity.check_sums, self.tree, len(free), self.slots.capacity)
             watch("idle check, slot by slot", integrity.check, self.evictor, free, self.slots.capacity)
-        for _ in range(load.admissions):
-            held = sum(map(len, self.evictor.spans()))
-            if not held:
-                break
-            watch("trim, one image", self.evictor.trim, held - 1)
+        held = sum(map(len, self.evictor.spans()))
+        for _ in range(min(load.admissions, held // IMAGE)):
+            held -= IMAGE
+            watch("trim, one image", self.evictor.trim, held)
         self.evictor.trim(0)
         for _ in range(load.admissions):
-            watch("evict, one leaf", self.evictor.evict, 1)
+            self._evict(watch)
+        del watch.times["evict"]
 
 
 class Stock:

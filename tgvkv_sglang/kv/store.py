@@ -36,6 +36,7 @@ class UnitStore:
             )
         self.k_flat = k.flatten(0, 1)
         self.v_flat = v.flatten(0, 1)
+        self._layer_rows = torch.arange(self.layers, device=k.device) * self.slots  # [L] the row of each layer's slot 0
         self._stream: torch.cuda.Stream | None = None
 
     @property
@@ -48,8 +49,7 @@ class UnitStore:
 
     def dense_units(self, slots: torch.Tensor, count: int) -> torch.Tensor:
         """The first ``count`` units of ``slots``, slot by slot, each slot's layers in order. int64 ``[count]``."""
-        index = torch.arange(count, device=slots.device)
-        return (index % self.layers) * self.slots + slots[index // self.layers].to(torch.int64)
+        return (slots.to(torch.int64)[: self.slots_for(count), None] + self._layer_rows).flatten()[:count]
 
     def slots_for(self, units: int) -> int:
         """Whole slots that ``units`` units occupy when packed densely."""
