@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
-from sglang.srt.model_executor.model_runner import ModelRunner
 
 from ..errors import UnsupportedServerError
 from . import active
 from .ledger.check import require_rows
 from .pool import TgvKVPool
 from .refusals import refuse_loaded
+
+if TYPE_CHECKING:  # every process imports this module, only one has a ModelRunner
+    from sglang.srt.model_executor.model_runner import ModelRunner
 
 
 def backend_class(device: str) -> type[AttentionBackend]:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def _load() -> None:
-    """Import our side of every hook and class but the FlashInfer backend, which only servers on CUDA need."""
+    """Import our side of every hook and class but the attention backends, of which a server needs one."""
     from . import backend, batches, cpu, cuda_graphs, pool, radix_cache, requests, server_args  # noqa: F401
 
 
