@@ -33,7 +33,7 @@ test: $(STAMP)
 	@"$(VENV)/bin/python" -m pytest -m "not long" $(ARGS)
 
 test-fast: $(STAMP)
-	@"$(VENV)/bin/python" -m pytest --ignore tests/server --ignore tests/kernels -m "not long and not model" $(ARGS)
+	@"$(VENV)/bin/python" -m pytest $(addprefix --ignore tests/,server seam kernels) -m "not long and not model" $(ARGS)
 
 lint: $(STAMP)
 	@"$(VENV)/bin/ruff" check .

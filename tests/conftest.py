@@ -1,7 +1,11 @@
 """Options and Hypothesis profiles for the whole suite."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tgvkv_sglang.demo.tiny_model import make_tiny_model
 
 # Deterministic and without a deadline: the machine may be busy, and a failure must come back on the next run.
 settings.register_profile(
@@ -22,3 +26,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    """A randomly initialised Qwen3-VL."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", seed=0)

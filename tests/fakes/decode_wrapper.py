@@ -76,7 +76,8 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedWrapper):
     @bound(real.forward_return_lse)
     def forward_return_lse(self, a: Arguments) -> Any:
         self._plan_scores(a)
-        return self.run_return_lse(a.q, a.paged_kv_cache, q_scale=a.q_scale, k_scale=a.k_scale, v_scale=a.v_scale)
+        scales = {"q_scale": a.q_scale, "k_scale": a.k_scale, "v_scale": a.v_scale}
+        return self.run(a.q, a.paged_kv_cache, **scales, return_lse=True)
 
 
 @bound(flashinfer.fast_decode_plan, *SCHEDULING, "fixed_split_size", "q_data_type", "kv_data_type", "data_type")

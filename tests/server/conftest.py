@@ -14,7 +14,6 @@ import pytest
 
 from tests.fakes import gpu_like_env, plugin_env
 from tests.oracle.oracle import Oracle, load
-from tgvkv_sglang.demo.tiny_model import make_tiny_model
 from tgvkv_sglang.testing.server import Server, launch
 
 OURS = ("--attention-backend", "tgvkv")
@@ -36,11 +35,6 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.server)
-
-
-@pytest.fixture(scope="session")
-def model_dir(tmp_path_factory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny", seed=0)
 
 
 @pytest.fixture(scope="session")

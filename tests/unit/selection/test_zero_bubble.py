@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.test_grounding import LAYERS, Q_HEADS, SPANS, Prompt
+from tests.unit.selection.random_prompt import LAYERS, Q_HEADS, SPANS, Prompt
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import ConfigError, SelectionError
 from tgvkv_sglang.kv.nodes import Node, View

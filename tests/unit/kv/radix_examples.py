@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.unit.radix_engine import Engine, Request
+from tests.unit.kv.radix_engine import Engine, Request
 from tgvkv_sglang.spans import VISION_PAD_BASE
 
 IMAGE, OTHER = [VISION_PAD_BASE + 1] * 9, [VISION_PAD_BASE + 2] * 6

@@ -14,7 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.server_args import ServerArgs
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from tests.server.one_process import OneProcess, arguments, configured, picture
+from tests.seam.one_process import OneProcess, arguments, configured, picture
 from tgvkv_sglang.sglang_seam.requests import state_of
 
 PROMPT = [1, 2, *picture(0, 30), 3, 4, 5]

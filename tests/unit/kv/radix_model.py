@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tests.unit.radix_engine import Engine, Prefixes, Request
+from tests.unit.kv.radix_engine import Engine, Prefixes, Request
 from tgvkv_sglang.kv.nodes import View
 from tgvkv_sglang.kv.radix import Match
 

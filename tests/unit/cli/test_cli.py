@@ -274,7 +274,7 @@ def test_token_grids_of_two_images_and_one_without_a_grid():
 
 # -- what is written down --------------------------------------------------------------------------------------------
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_the_hooks_page_is_the_ledger():

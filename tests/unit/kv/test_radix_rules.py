@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.radix_engine import HOME, PLAIN, Engine
-from tests.unit.radix_examples import (
+from tests.unit.kv.radix_engine import HOME, PLAIN, Engine
+from tests.unit.kv.radix_examples import (
     IMAGE,
     OTHER,
     SYSTEM,

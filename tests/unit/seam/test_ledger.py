@@ -16,7 +16,7 @@ import torch
 
 from tgvkv_sglang.sglang_seam.ledger import HOOKS, LEDGER, MEMBERS
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SEAM = ROOT / "tgvkv_sglang" / "sglang_seam"
 FILES = sorted(SEAM.glob("*.py"))
 OURS = sorted([*(ROOT / "tgvkv_sglang").rglob("*.py"), *(ROOT / "triton_kernels").rglob("*.py")])

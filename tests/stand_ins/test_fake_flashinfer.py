@@ -8,6 +8,7 @@ import torch
 
 from tests.fakes import flashinfer_fake as fake
 from tests.fakes.brute_force import DIM, HEADS, KV_HEADS, POISON, Batch, brute
+from tests.fakes.graphs import RecordedGraph, opaque_method
 
 
 def expect(result, wanted):
@@ -259,6 +260,19 @@ def fast_plan(wrapper, batch, indptr=None, indices=None, host=None):
         global_override_indptr_cpu=batch.indptr if host is None else host,
         **TYPES,
     )
+
+
+@pytest.mark.parametrize("call", ["forward", "forward_return_lse", "run"])
+def test_a_decode_is_one_operation_of_a_recorded_graph(call, monkeypatch):
+    """It reads its buffers on the host, which a capture refuses unless ``run`` is recorded as a whole."""
+    decode = fake.BatchDecodeWithPagedKVCacheWrapper
+    batch = Batch([3, 2], 1)
+    q, _ = batch.queries([1, 1])
+    wrapper, graph = captured(batch), RecordedGraph()
+    with pytest.raises(RuntimeError, match="reads the device from the host"):
+        graph.record(lambda: getattr(wrapper, call)(q, batch.cache))
+    monkeypatch.setattr(decode, "run", opaque_method(decode.run))
+    graph.record(lambda: getattr(wrapper, call)(q, batch.cache))
 
 
 def fill(wrapper, batch):

@@ -5,8 +5,8 @@ from typing import Callable
 
 import pytest
 
-from tests.unit.radix_engine import Engine
-from tests.unit.radix_examples import LAYERS, SYSTEM, WHAT
+from tests.unit.kv.radix_engine import Engine
+from tests.unit.kv.radix_examples import LAYERS, SYSTEM, WHAT
 from tgvkv_sglang.spans import VISION_PAD_BASE
 
 FEW, MANY = 20, 320

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 
-from tests.unit import reclaim_oracle
-from tests.unit.radix_engine import HOME, PLAIN, POISON, Engine, Request
-from tests.unit.radix_model import Model, ViewRecord, compare_match, snapshot
+from tests.unit.kv import reclaim_oracle
+from tests.unit.kv.radix_engine import HOME, PLAIN, POISON, Engine, Request
+from tests.unit.kv.radix_model import Model, ViewRecord, compare_match, snapshot
 from tgvkv_sglang.kv import integrity
 from tgvkv_sglang.kv.evictor import Evictor
 from tgvkv_sglang.namespace import Namespace

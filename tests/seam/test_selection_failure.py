@@ -11,7 +11,7 @@ from sglang.srt.environ import envs
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.common import release_kv_cache
 
-from tests.server.one_process import OneProcess, configured, picture
+from tests.seam.one_process import OneProcess, configured, picture
 from tgvkv_sglang.errors import NeverScoredError
 from tgvkv_sglang.request.state import Phase
 from tgvkv_sglang.sglang_seam import selections

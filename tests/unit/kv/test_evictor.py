@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit import reclaim_oracle
+from tests.unit.kv import reclaim_oracle
 from tgvkv_sglang.kv.evictor import Evictor
 from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.radix import SpanTree

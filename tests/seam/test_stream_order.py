@@ -21,7 +21,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from tests.fakes.streams import Streams
-from tests.server.one_process import LAYERS, OneProcess, configured, picture
+from tests.seam.one_process import LAYERS, OneProcess, configured, picture
 from tgvkv_sglang.sglang_seam import flashinfer_backend
 from tgvkv_sglang.sglang_seam.flashinfer_backend import order_moves
 from tgvkv_sglang.sglang_seam.requests import state_of

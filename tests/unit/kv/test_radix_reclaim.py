@@ -5,8 +5,8 @@ from itertools import permutations
 import pytest
 import torch
 
-from tests.unit.radix_engine import Engine
-from tests.unit.radix_examples import (
+from tests.unit.kv.radix_engine import Engine
+from tests.unit.kv.radix_examples import (
     IMAGE,
     LAYERS,
     OTHER,
