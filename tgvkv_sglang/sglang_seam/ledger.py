@@ -157,7 +157,8 @@ LEDGER = (
         "AROUND",
         "requests:create_tokenized_object",
         ("self", "obj", "input_text", "input_ids", "input_embeds", "mm_inputs", "token_type_ids"),
-        "what a client may not say becomes HTTP 400: bad options, keys that pose as others",
+        "what a client may not say becomes HTTP 400: bad options, keys that pose as others, what would end the "
+        "scheduler",
         "SGLang lets plugins validate requests",
     ),
     Hook(
