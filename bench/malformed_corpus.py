@@ -27,7 +27,6 @@ ESCAPE = "tgvkv-escaped"
 MARK = "\x1ftgvkv-retention="
 NOWHERE = "127.0.0.1:1"
 EXCLUDED = {
-    "every token a stop token and min_new_tokens above 0": "all logits are then -inf, and sampling ends the scheduler",
     "n above 8": "SGLang makes n copies of the request before any hook of ours sees it, and runs out of memory",
     "a device or pipe as image path": "SGLang reads a local path to its end; /dev/zero has none",
 }
@@ -302,7 +301,7 @@ def _custom_params() -> Iterator[tuple[str, str, str, Any]]:
 
 def _sampling_params() -> Iterator[tuple[str, str, str, Any]]:
     wrong: dict[str, tuple] = {
-        "temperature": (-1, 1e-9, 1e30, float("nan")), "top_p": (0, -1, 2, float("nan"), 1e-300), "min_p": (-1, 2),
+        "temperature": (-1, 1e-9, 1e30, 1e308, float("nan")), "top_p": (0, -1, 2, float("nan"), 1e-300), "min_p": (-1, 2),
         "top_k": (-2, 0, 2**31 - 1, 2**31, 2**40), "frequency_penalty": (3, float("nan")), "presence_penalty": (-3,),
         "repetition_penalty": (0, -1, 3, 1e-300), "max_new_tokens": (0, -1, 10**6, 2**31, 2**63, 1.5, float("inf")),
         "min_new_tokens": (-1, 3, 2**40), "n": (0, -1, 2, 8, 1.5, "2"), "stop": ("", [""], ["\x00"], [1], ["a"] * 500),
@@ -323,6 +322,7 @@ def _sampling_params() -> Iterator[tuple[str, str, str, Any]]:
         for value in wrong.get(name.replace("_tokens", "_new_tokens"), ()):
             yield "sampling", f"{name} = {value!r}"[:60], CHAT, chat_body(**{name: value})
     yield "sampling", "0 K, called normalized", GENERATE, _sampling(is_normalized=True, top_k=1 << 30)
+    yield "sampling", "every token a stop token, and not yet", GENERATE, _sampling(min_new_tokens=1, temperature=1)
     yield "sampling", "two grammars", GENERATE, _sampling(regex="a", ebnf='root ::= "a"')
     yield "sampling", "a list", GENERATE, {**generate_body(), "sampling_params": [{}, {}]}
 

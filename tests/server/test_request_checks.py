@@ -12,6 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReqInput, msgpack_decode, msgpack_encode
+from sglang.srt.sampling import sampling_batch_info
+from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from tgvkv_sglang.errors import ConfigError
@@ -93,15 +95,71 @@ def test_token_ids_without_an_embedding_are_refused(ids):
         check_request(*request({"input_ids": array("q", ids)}), VOCAB)
 
 
+class Batch:
+    """As much of a ScheduleBatch as the making of its sampling tensors reads."""
+
+    device = "cpu"
+
+    def __init__(self, params: SamplingParams):
+        tokenizer = SimpleNamespace(additional_stop_token_ids=None, eos_token_id=258)
+        self.reqs = [
+            SimpleNamespace(
+                sampling_params=params, tokenizer=tokenizer, custom_logit_processor=None, return_sampling_mask=False
+            )
+        ]
+
+
+@pytest.fixture
+def sample(monkeypatch):
+    """What the scheduler does with sampling parameters: SGLang's own tensors, penalties and bias, then a draw."""
+    execution = SimpleNamespace(
+        deterministic=SimpleNamespace(enable_deterministic_inference=True),
+        features=SimpleNamespace(enable_custom_logit_processor=False),
+    )
+    monkeypatch.setattr(sampling_batch_info, "get_exec", lambda: execution)
+    monkeypatch.setattr(sampling_batch_info, "get_server_args", lambda: None)
+
+    def draw(params: SamplingParams) -> torch.Tensor:
+        batch = Batch(params)
+        info = SamplingBatchInfo.from_schedule_batch(batch, VOCAB)
+        info.penalizer_orchestrator.cumulate_output_tokens(torch.tensor([5]))
+        logits = torch.ones(1, VOCAB)
+        info.apply_logits_bias(logits)
+        return torch.multinomial(torch.softmax(logits / info.temperatures, -1), 1)
+
+    return draw
+
+
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("top_k", 2**31), ("min_new_tokens", 2**31), ("repetition_penalty", 1e-300), ("stop_token_ids", [VOCAB + 1]),
-     ("stop_token_ids", [-1]), ("logit_bias", {"5": math.nan}), ("logit_bias", {"5": -math.inf}),
-     ("logit_bias", {"5": 1e308})],
+    "sampling",
+    [{}, {"top_k": 2**31 - 1}, {"temperature": 1e30, "min_new_tokens": 2}, {"repetition_penalty": 1e-6},
+     {"min_new_tokens": 2, "stop_token_ids": [0, VOCAB - 1]}, {"logit_bias": {"5": 1e30, "6": -1e30}},
+     {"sampling_seed": -(2**63)}],
 )  # fmt: skip
-def test_values_beyond_the_tensors_are_refused_by_name(name, value):
-    with pytest.raises(ConfigError, match=name):
-        check_request(*request(max_new_tokens=None, **{name: value}), VOCAB)
+def test_values_at_the_bounds_are_served(sampling, sample):
+    message, given = request(**sampling)
+    check_request(message, given, VOCAB)
+    assert 0 <= int(sample(message.sampling_params)) < VOCAB
+
+
+@pytest.mark.parametrize(
+    ("named", "sampling"),
+    [("top_k", {"top_k": 2**31}), ("min_new_tokens", {"min_new_tokens": 2**31, "max_new_tokens": None}),
+     ("repetition_penalty", {"repetition_penalty": 1e-300}), ("sampling_seed", {"sampling_seed": 2**63}),
+     ("temperature", {"temperature": 1e308, "min_new_tokens": 2}),
+     ("stop_token_ids", {"min_new_tokens": 1, "stop_token_ids": [VOCAB + 1]}),
+     ("stop_token_ids", {"min_new_tokens": 1, "stop_token_ids": [-1]}),
+     ("stop_token_ids", {"min_new_tokens": 2, "stop_token_ids": list(range(VOCAB))}),
+     ("logit_bias", {"logit_bias": {"5": math.nan}}), ("logit_bias", {"logit_bias": {"5": math.inf}}),
+     ("logit_bias", {"logit_bias": {str(token): -math.inf for token in range(VOCAB)}}),
+     ("logit_bias", {"logit_bias": {"5": 1e308}})],
+)  # fmt: skip
+def test_values_that_sampling_raises_on_are_refused_by_name(named, sampling, sample):
+    message, given = request(**sampling)
+    with pytest.raises((RuntimeError, ValueError)):
+        sample(message.sampling_params)
+    with pytest.raises(ConfigError, match=named):
+        check_request(message, given, VOCAB)
 
 
 @pytest.mark.parametrize("count", (-1, VOCAB + 1))
@@ -110,9 +168,10 @@ def test_more_log_probabilities_than_tokens_are_refused(count):
         check_request(*request({"top_logprobs_num": count}), VOCAB)
 
 
-def test_a_client_cannot_skip_sglangs_own_checks():
+def test_a_client_cannot_skip_sglangs_own_checks(sample):
     """``is_normalized`` makes SamplingParams take a temperature of 0 as it is, and divide by it."""
     message, given = request(is_normalized=True, temperature=0)
-    assert message.sampling_params.temperature == 0
+    with pytest.raises(RuntimeError):
+        sample(message.sampling_params)
     with pytest.raises(ConfigError, match="is_normalized"):
         check_request(message, given, VOCAB)

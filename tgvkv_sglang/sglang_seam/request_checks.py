@@ -21,7 +21,7 @@ NOT_CHECKED = ("input_text", "input_ids", "input_embeds", "mm_inputs", "mm_data_
 CONSEQUENCE = "it would end the server"
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 # Logits are float32: beyond these they overflow to infinities, and sampling from NaN ends the scheduler.
-LARGEST_BIAS = 1e30
+LARGEST_LOGIT = 1e30
 SMALLEST_PENALTY = 1e-6
 
 
@@ -79,11 +79,16 @@ def check_sampling(sampling: Any, vocab_size: int) -> None:
     _within("top_k", sampling.top_k, 1, INT32)
     _within("min_new_tokens", sampling.min_new_tokens, 0, INT32)
     _within("sampling_seed", sampling.sampling_seed or 0, -INT64 - 1, INT64)
+    _within("temperature", sampling.temperature, 0.0, LARGEST_LOGIT)
     _within("repetition_penalty", sampling.repetition_penalty, SMALLEST_PENALTY, 2.0)
-    for token in sampling.stop_token_ids or ():
+    stops = sampling.stop_token_ids or ()
+    # Stop tokens are forbidden until min_new_tokens: where all tokens are, there is nothing to sample from.
+    if sampling.min_new_tokens and len(stops) > vocab_size // 2:
+        raise ConfigError(f"stop_token_ids must be few where min_new_tokens is set, got {len(stops)}: {CONSEQUENCE}")
+    for token in stops:
         _within("stop_token_ids", token, 0, vocab_size - 1)
     for token, bias in (sampling.logit_bias or {}).items():
-        _within(f"logit_bias[{token!r}]", bias, -LARGEST_BIAS, LARGEST_BIAS)
+        _within(f"logit_bias[{token!r}]", bias, -LARGEST_LOGIT, LARGEST_LOGIT)
 
 
 def _culprit(message: Any, reason: str) -> str:
