@@ -301,9 +301,10 @@ def _custom_params() -> Iterator[tuple[str, str, str, Any]]:
 
 def _sampling_params() -> Iterator[tuple[str, str, str, Any]]:
     wrong: dict[str, tuple] = {
-        "temperature": (-1, 1e-9, 1e30, 1e308, float("nan")), "top_p": (0, -1, 2, float("nan"), 1e-300), "min_p": (-1, 2),
-        "top_k": (-2, 0, 2**31 - 1, 2**31, 2**40), "frequency_penalty": (3, float("nan")), "presence_penalty": (-3,),
-        "repetition_penalty": (0, -1, 3, 1e-300), "max_new_tokens": (0, -1, 10**6, 2**31, 2**63, 1.5, float("inf")),
+        "temperature": (-1, 1e-9, 1e30, 1e308, float("nan")), "top_p": (0, -1, 2, float("nan"), 1e-300),
+        "min_p": (-1, 2), "top_k": (-2, 0, 2**31 - 1, 2**31, 2**40), "frequency_penalty": (3, float("nan")),
+        "presence_penalty": (-3,), "repetition_penalty": (0, -1, 3, 1e-300),
+        "max_new_tokens": (0, -1, 10**6, 2**31, 2**63, 1.5, float("inf")),
         "min_new_tokens": (-1, 3, 2**40), "n": (0, -1, 2, 8, 1.5, "2"), "stop": ("", [""], ["\x00"], [1], ["a"] * 500),
         "stop_token_ids": ([-1], [2**40], [1.5], ["a"], [None], 7), "stop_regex": ("(", "a{99999}", "(a*)*b", [""]),
         "regex": ("(", "a*", "\x00"), "ebnf": ("x", "root ::= root"), "json_schema": ("{", "{}", '{"type": "x"}'),
