@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from bench.client import RefusedError, connect, stream
 from bench.common import RESULTS, header, ours, serve, stand_in_model, write_json
+from bench.malformed_corpus import corpus
 from bench.soak_check import TOLERANCES, Finished, Replay, Tolerance, replay
 from bench.soak_traffic import Chat, Request, refused
 from tgvkv_sglang.testing.prompts import chat
@@ -48,12 +49,14 @@ FATES = ("finish",) * 8 + ("abort", "close")
 
 @dataclass(frozen=True)
 class Plan:
-    """What a soak does. ``flush_every`` seconds the traffic pauses, and the idle server is flushed and counted.
+    """What a soak does, for ``seconds``, or for as many chat requests as ``requests`` says.
 
-    Afterwards ``replays`` answers are compared with fresh ones, for ``replay_seconds`` at most (None: all of them).
+    ``flush_every`` seconds (or requests) the traffic pauses, and the idle server is flushed and counted. Afterwards
+    ``replays`` answers are compared with fresh ones, for ``replay_seconds`` at most (None: all of them).
     """
 
     seconds: float = 240.0
+    requests: int | None = None
     clients: int = 12
     images: int = 6
     seed: int = 0
@@ -61,6 +64,10 @@ class Plan:
     replays: int | None = 150
     replay_seconds: float | None = None
     tolerance: Tolerance = TOLERANCES["float32"]
+
+    @property
+    def goal(self) -> float:
+        return self.seconds if self.requests is None else self.requests
 
 
 @dataclass
@@ -100,6 +107,12 @@ class Soak:
         self.gate.set()
         self.busy = 0
         self.rids = 0
+        self.malformed = corpus(plan.seed, per_field=1)
+        self.start = time.monotonic()
+
+    def passed(self) -> float:
+        """How much of ``plan.goal`` is done."""
+        return time.monotonic() - self.start if self.plan.requests is None else self.rids
 
     def fail(self, message: str) -> None:
         self.outcome.failures.append(message)
@@ -155,6 +168,16 @@ class Soak:
         counts["prompt tokens from the cache"] += done.cached
         return last["text"]
 
+    async def send_malformed(self, rng: random.Random) -> None:
+        """Any answer will do (:mod:`bench.malformed` compares them with stock SGLang's), but one must come."""
+        one = rng.choice(self.malformed)
+        try:
+            reply = await self.http.post(one.endpoint, content=one.body, headers={"Content-Type": "application/json"})
+        except httpx.HTTPError as error:
+            self.fail(f"{one.name}: {type(error).__name__} {error}")
+            return
+        self.outcome.counts[f"malformed: HTTP {reply.status_code}"] += 1
+
     async def junk(self, rng: random.Random) -> None:
         kind, body, allowed = refused(rng, self.server.tokens)
         try:
@@ -168,9 +191,9 @@ class Soak:
 
     # -- clients -----------------------------------------------------------------------------------------------------
 
-    async def client(self, number: int, deadline: float) -> None:
+    async def client(self, number: int) -> None:
         rng = random.Random(f"{self.plan.seed}-{number}")
-        while time.monotonic() < deadline and self.server.alive():
+        while self.passed() < self.plan.goal and self.server.alive():
             await self.gate.wait()
             self.busy += 1
             try:
@@ -180,9 +203,11 @@ class Soak:
 
     async def _something(self, rng: random.Random) -> None:
         dice = rng.random()
-        if dice < 0.08:
+        if dice < 0.06:
             await self.junk(rng)
-        elif dice < 0.12:
+        elif dice < 0.16:
+            await self.send_malformed(rng)
+        elif dice < 0.2:
             status = (await self.http.post("/flush_cache")).status_code
             self.outcome.counts[f"flush attempted under load: HTTP {status}"] += 1
         else:
@@ -211,9 +236,11 @@ class Soak:
         if memory != expected or sum(memory.values()) != self.server.tokens:
             self.fail(f"slots after a flush: {memory}, on the fresh server {expected}, pool {self.server.tokens}")
 
-    async def director(self, deadline: float) -> None:
-        while (left := deadline - time.monotonic()) > 0 and self.server.alive():
-            await asyncio.sleep(min(self.plan.flush_every, left))
+    async def director(self) -> None:
+        while self.passed() < self.plan.goal and self.server.alive():
+            pause = min(self.passed() + self.plan.flush_every, self.plan.goal)
+            while self.passed() < pause and self.server.alive():
+                await asyncio.sleep(0.1)
             self.gate.clear()
             while self.busy:
                 await asyncio.sleep(0.05)
@@ -222,21 +249,27 @@ class Soak:
 
     # -- all of it ---------------------------------------------------------------------------------------------------
 
-    async def _soak(self, start: float, deadline: float) -> None:
+    async def _soak(self) -> None:
         await asyncio.to_thread(self.count_slots)
-        with tqdm(total=round(self.plan.seconds), desc="soaking", unit="s") as bar:
+        unit = "s" if self.plan.requests is None else "request"
+        with tqdm(total=round(self.plan.goal), desc="soaking", unit=unit) as bar:
             async with asyncio.TaskGroup() as tasks:  # one that fails ends them all
-                ticker = tasks.create_task(_tick(bar, start))
-                clients = [tasks.create_task(self.client(n, deadline)) for n in range(self.plan.clients)]
-                await self.director(deadline)
+                ticker = tasks.create_task(self._tick(bar))
+                clients = [tasks.create_task(self.client(n)) for n in range(self.plan.clients)]
+                await self.director()
                 await asyncio.wait(clients)
                 ticker.cancel()
 
+    async def _tick(self, bar: tqdm) -> None:
+        while True:
+            await asyncio.sleep(1)
+            bar.update(min(round(self.passed()), bar.total) - bar.n)
+
     async def run(self) -> Outcome:
-        start = time.monotonic()
+        self.start = time.monotonic()
         async with self.http:
             try:
-                await self._soak(start, start + self.plan.seconds)
+                await self._soak()
                 await asyncio.to_thread(self.count_slots)
             except* TROUBLE as group:
                 first = group.exceptions[0]
@@ -244,15 +277,8 @@ class Soak:
         return self.outcome
 
 
-async def _tick(bar: tqdm, start: float) -> None:
-    while True:
-        await asyncio.sleep(1)
-        bar.update(min(round(time.monotonic() - start), bar.total) - bar.n)
-
-
 def soak(server: Server, plan: Plan) -> Outcome:
     """Soak a live, memory-checked server of ours (see the module docstring); blocks until done."""
-
     began = time.monotonic()
     outcome = asyncio.run(Soak(server, plan).run())
     if server.alive():
@@ -331,8 +357,8 @@ def main() -> int:
             failures = repeat(model, args)
         else:
             env = RETRACT if args.retract else None
-            chosen = replace(plan, seconds=args.seconds, clients=args.clients, images=args.images, seed=args.seed,
-                             replays=args.replays)  # fmt: skip
+            named = ("seconds", "clients", "images", "seed", "replays")
+            chosen = replace(plan, **{name: getattr(args, name) for name in named})
             with serve(ours(args.retention, *FLAGS), model, args.pool, checked=True, env=env) as server:
                 outcome = soak(server, chosen)
                 if outcome.failures:

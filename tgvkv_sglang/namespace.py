@@ -49,8 +49,10 @@ def client_key(key: str | None) -> str | None:
     """A request's ``extra_key`` as it goes to the scheduler, plain text.
 
     Raises:
-        ConfigError: a client wrote a key that could be taken for a salted one.
+        ConfigError: it is no text, or could be taken for a salted key.
     """
+    if key is not None and not isinstance(key, str):
+        raise ConfigError(f"extra_key must be a string, got {key!r}")
     if key is not None and not isinstance(key, SaltedKey) and key.startswith(RESERVED):
         raise ConfigError(f"extra_key must not begin with the control character U+001F, got {key[:40]!r}")
     return None if key is None else str.__str__(key)

@@ -50,3 +50,10 @@ def test_a_clients_key_cannot_pose_as_a_salted_one(key):
 @pytest.mark.parametrize("key", [None, "", "tenant", "tgvkv-retention=1.0", "a\x1fb", "\x1e"])
 def test_other_keys_are_left_alone(key):
     assert client_key(key) == key
+
+
+@pytest.mark.parametrize("key", ([], ["a"], 5))
+def test_a_key_that_is_no_text_is_refused_by_value(key):
+    with pytest.raises(ConfigError, match="extra_key must be a string") as error:
+        client_key(key)
+    assert repr(key) in str(error.value)

@@ -13,6 +13,7 @@ from ..namespace import Namespace, SaltedKey, client_key
 from ..request.state import RequestState
 from ..spans import PictureRun, vision_spans, with_symbols
 from .pictures import picture_runs
+from .request_checks import check_request
 from .server_args import config_of
 
 FACTS = "_tgvkv_facts"
@@ -55,6 +56,7 @@ def create_tokenized_object(original: Any, self: Any, obj: Any, *args: Any, **kw
     key = client_key(getattr(obj, "extra_key", None))
     tokenized = original(self, obj, *args, **kwargs)
     RequestOptions.from_custom_params(tokenized.sampling_params.custom_params)
+    check_request(tokenized, obj, self.model_config.vocab_size)
     if key is not None:
         tokenized.extra_key = key
     return tokenized
