@@ -81,7 +81,7 @@ def used_in(path: Path) -> set[tuple[str, str]]:
     """(what, name) of every attribute that a file of the seam reads, assigns or asks for by name."""
     found = set()
     for node in ast.walk(trees()[path]):
-        if isinstance(node, ast.Attribute) and node.attr != "setter":  # of a property of ours
+        if isinstance(node, ast.Attribute) and node.attr not in ("setter", "__struct_fields__"):  # Python's, msgspec's
             found.add((ast.unparse(node.value), node.attr))
         elif (
             isinstance(node, ast.Call)
