@@ -42,11 +42,14 @@ class Prompt:
             lses.append(np.log(exp.sum(1)))
         return np.array(weights), np.stack(outputs, 1), np.stack(lses, 1)
 
-    def ground(self, cuts: list[int], start: int = 0, cap: int = 4096, heads: int = Q_HEADS, reduce=None) -> Grounding:
+    def ground(
+        self, cuts: list[int], start: int = 0, cap: int = 4096, heads: int = Q_HEADS, reduce=None, policy=None
+    ) -> Grounding:
         """Run a prefill of ``[start, N)`` in chunks that end at ``cuts``, as the backend does."""
-        text = Tgv().query_positions(SPANS, start, N, cap)
+        policy = policy or Tgv()
+        text = policy.query_positions(SPANS, start, N, cap)
         model = Model(LAYERS, heads) if reduce is None else Model(LAYERS, heads, reduce)
-        grounding = Grounding(SPANS, text, (start, N), model, Tgv())
+        grounding = Grounding(SPANS, text, (start, N), model, policy)
         begin = start
         for end in [*cuts, N]:
             keys = KeyRows(self.row[:end], None, self.store)

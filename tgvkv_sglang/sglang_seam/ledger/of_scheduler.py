@@ -97,7 +97,8 @@ OF_SCHEDULER: tuple[Members, ...] = (
     ),
     Members(
         f"{SRT}managers.tokenizer_manager.TokenizerManager", "ATTRIBUTE", ("model_config", "server_args"), "requests",
-        how="read", why="the server's configuration hangs on its ServerArgs; the size of the vocabulary", remove_when=REQUEST_STATE,
+        how="read", why="the server's configuration hangs on its ServerArgs; the size of the vocabulary",
+        remove_when=REQUEST_STATE,
     ),
     Members(
         f"{SRT}managers.schedule_batch.MultimodalInputs", "ATTRIBUTE", ("mm_items",), "pictures,requests",
