@@ -63,8 +63,8 @@ def check(evictor: Evictor, free: torch.Tensor, capacity: int, held_by_requests:
     if locked != tree.locked:
         problems.append(f"locked nodes own {locked} slots, the tree accounts {tree.locked}")
     for node in tree.nodes():
-        if len(node.users) > node.lock_ref:
-            problems.append(f"span [{node.start}, {node.end}): {len(node.users)} users hold {node.lock_ref} locks")
+        if len(node.through) > node.lock_ref:
+            problems.append(f"span [{node.start}, {node.end}): {len(node.through)} users hold {node.lock_ref} locks")
     if not 0 <= evictor.evictable <= tree.total:
         problems.append(f"evictable {evictor.evictable} of total {tree.total}, locked {locked}")
     if problems:

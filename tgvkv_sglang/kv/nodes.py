@@ -26,7 +26,7 @@ class Node:
         atom: the node is one whole vision span and never splits.
         serial: counts the nodes of a tree as they are made, so that every rank breaks ties alike.
         lock_ref: running requests whose prefix runs through this node.
-        users: those of them that attend to this vision span through a view, not through ``value``.
+        through: those of them that attend to this vision span through a view, not through ``value``.
         views: views whose grounding ends where this node ends, the oldest first.
         span_views: (vision node) every view of this span, wherever it hangs.
         below: of each span, how many children have views of it, on themselves or further down (see ``branches.py``).
@@ -36,7 +36,7 @@ class Node:
     """
 
     __slots__ = (
-        "key", "value", "parent", "children", "atom", "start", "serial", "lock_ref", "last_access", "users", "views",
+        "key", "value", "parent", "children", "atom", "start", "serial", "lock_ref", "last_access", "through", "views",
         "span_views", "below", "locked_below", "grounding_start", "edge",
     )  # fmt: skip
 
@@ -55,7 +55,7 @@ class Node:
         self.children: dict[Hashable, Node] = {}
         self.lock_ref = 0
         self.last_access = 0
-        self.users: set[SpanUser] = set()
+        self.through: set[SpanUser] = set()
         self.views: list[View] = []
         self.span_views: set[View] = set()
         self.below: dict[Node, int] = {}
@@ -78,7 +78,7 @@ class Node:
     @property
     def unpinned(self) -> bool:
         """Every running request on this vision span attends through a view."""
-        return self.lock_ref == len(self.users)
+        return self.lock_ref == len(self.through)
 
     @property
     def age(self) -> tuple[int, int, int]:
@@ -113,7 +113,7 @@ class View(KeptUnits):
         store: where those slots lie.
     """
 
-    __slots__ = ("span", "node", "grounding", "users", "block")
+    __slots__ = ("span", "node", "grounding", "readers", "block")
 
     def __init__(
         self, span: Node, grounding: tuple[int, int], kept: torch.Tensor, slots: torch.Tensor, store: UnitStore
@@ -126,7 +126,7 @@ class View(KeptUnits):
         self.span = span
         self.node: Node | None = None
         self.grounding = grounding
-        self.users = 0
+        self.readers = 0
         self.block: torch.Tensor | None = None
 
     @property

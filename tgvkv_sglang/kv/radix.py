@@ -304,14 +304,14 @@ class SpanTree:
     def use(self, views: list[View], user) -> None:
         """``user`` decodes through ``views`` from now on (it holds one lock on their path)."""
         for view in views:
-            view.users += 1
-            view.span.users.add(user)
+            view.readers += 1
+            view.span.through.add(user)
             self.changed.update((view.node, view.span))
 
     def disuse(self, views: list[View], user) -> None:
         for view in views:
-            view.users -= 1
-            view.span.users.discard(user)
+            view.readers -= 1
+            view.span.through.discard(user)
             self.changed.update((view.node, view.span))
 
     def pack(self, view: View, block: torch.Tensor, units: torch.Tensor) -> None:
@@ -333,7 +333,7 @@ class SpanTree:
 
     def give_up(self, span: Node) -> None:
         """The tree no longer owns a full span's slots; those who decode through views of it are told."""
-        for user in span.users:
+        for user in span.through:
             user.span_reclaimed(span.start, span.end)
         span.value = None
         self.full_spans.discard(span)

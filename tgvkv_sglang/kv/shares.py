@@ -26,7 +26,7 @@ def keep_or_drop(node: Node, span: Node) -> tuple[list[View], list[View]]:
     runs on may be dropped at any time (:func:`~.branches.has_deeper`).
     """
     views = node.views_of(span)
-    keep = [view for view in views if view.users] or ([] if has_deeper(node, span) else views[-1:])
+    keep = [view for view in views if view.readers] or ([] if has_deeper(node, span) else views[-1:])
     return keep, [view for view in views if view not in keep]
 
 

@@ -23,14 +23,14 @@ def supersedes(other: View, view: View) -> bool:
     if other is view:
         return False
     if other.node is view.node:
-        return bool(other.users) or view.node.views.index(other) > view.node.views.index(view)
+        return bool(other.readers) or view.node.views.index(other) > view.node.views.index(view)
     return other.node.is_below(view.node) and (other.node.lock_ref > 0 or view.node.lock_ref == 0)
 
 
 def plan(tree: SpanTree, span: Node, locked_only: bool = False) -> Plan | None:
     """How to reclaim a span, or None if packing would free nothing."""
     views = [view for view in span.span_views if view.node.lock_ref or not locked_only]
-    drop = [view for view in views if not view.users and any(supersedes(other, view) for other in views)]
+    drop = [view for view in views if not view.readers and any(supersedes(other, view) for other in views)]
     pack = [view for view in views if view.block is None and view not in drop]
     room = len(span) - sum(-(-len(view) // tree.store.layers) for view in pack)
     given = sum(len(view.block) for view in drop if view.block is not None)
@@ -38,7 +38,7 @@ def plan(tree: SpanTree, span: Node, locked_only: bool = False) -> Plan | None:
 
 
 def free_of_readers(node: Node) -> bool:
-    return node.value is not None and node.lock_ref == len(node.users)
+    return node.value is not None and node.lock_ref == len(node.through)
 
 
 def reclaim_order(tree: SpanTree) -> list[tuple[Node, int]]:

@@ -96,7 +96,8 @@ class Disorder:
         self.tree.unlock(user.node)
 
     def drop_view(self) -> None:
-        views = [view for node in self.nodes() for view in node.views if not view.users and view.span.value is not None]
+        unread = [view for node in self.nodes() for view in node.views if not view.readers]
+        views = [view for view in unread if view.span.value is not None]
         if views:
             self.tree.drop_view(self.random.choice(views))
 

@@ -308,7 +308,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
         locked = model.locked(engine.requests)
         for pid, node in nodes.items():
             assert node.lock_ref == len(locked.get(pid, [])), f"locks of [{node.start}, {node.end})"
-            assert node.atom or not node.users
+            assert node.atom or not node.through
         assert engine.tree.total == model.total()
         assert engine.evictor.evictable == model.evictable(engine.requests)
         assert all(node.value is not None or node.views for node in engine.tree.leaves), "nothing is left of this span"
@@ -324,7 +324,7 @@ class SpanTreeMachine(RuleBasedStateMachine):
         for record in self.model.views:
             span = self.engine.prefixes.span[record.span]
             layers, offsets = record.kept.nonzero(as_tuple=True)
-            assert record.view.users == record.users
+            assert record.view.readers == record.users
             assert record.view.packed or self.model.tokens[record.span]
             self.engine.pool.check_units(record.view.units, [span[i] for i in offsets], layers, "a view")
 

@@ -72,7 +72,7 @@ def test_same_conversation_continues_on_its_view(engine):
     assert found.length == len(SYSTEM + IMAGE + WHAT) + 2 and found.views == [view]
     assert found.slots[len(SYSTEM) : len(SYSTEM + IMAGE)].tolist() == [0] * len(IMAGE)
     req = engine.serve(follow_up)
-    assert req.state.views == [view] and view.users == 1
+    assert req.state.views == [view] and view.readers == 1
 
 
 def test_follow_up_selects_afresh_while_the_image_is_in_full(engine):
@@ -193,7 +193,7 @@ def test_retracted_request_goes_on_with_somebody_elses_view_of_an_image_it_had_i
     reclaim(engine)
     assert [node.value for node in span_nodes(engine)] == [None, None]
     engine.admit(retracted)
-    table = retracted.state.prefill_table
+    table = retracted.state.table(decode=False)
     assert table.spans == [(4, 13), (14, 20)]
     assert set(table.parts) == {*reader.state.views, *(v for v in other.state.views if v.span.start == 14)}
     engine.forward(retracted, 1)
@@ -270,7 +270,7 @@ def test_integrity_check_sees_a_wrong_lock_count(engine):
 def test_integrity_check_sees_users_that_hold_no_lock(engine):
     engine.serve(SYSTEM + IMAGE + WHAT)
     (span,) = span_nodes(engine)
-    span.users.add("gone")
+    span.through.add("gone")
     with pytest.raises(IntegrityError, match=r"span \[4, 13\): 2 users hold 1 locks"):
         integrity.check(engine.evictor, torch.tensor(engine.pool.free_slots), 100)
 
