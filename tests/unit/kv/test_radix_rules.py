@@ -193,7 +193,7 @@ def test_retracted_request_goes_on_with_somebody_elses_view_of_an_image_it_had_i
     reclaim(engine)
     assert [node.value for node in span_nodes(engine)] == [None, None]
     engine.admit(retracted)
-    table = retracted.state.prefill_table
+    table = retracted.state.table(decode=False)
     assert table.spans == [(4, 13), (14, 20)]
     assert set(table.parts) == {*reader.state.views, *(v for v in other.state.views if v.span.start == 14)}
     engine.forward(retracted, 1)
