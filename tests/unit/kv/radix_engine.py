@@ -292,11 +292,13 @@ class Engine:
     def finish(self, req: Request, keep: Keep) -> None:
         """Its last token arrives, which may be its first."""
         self._let_keep(req, keep)
+        self.requests.remove(req)  # it no longer counts when spans are trimmed for its leaving
         self.lifecycle.finish(req, req.computed)
         self._forget(req)
 
     def drop(self, req: Request) -> None:
         """Abort or retraction."""
+        self.requests.remove(req)
         self.lifecycle.drop(req, req.kv)
         self._forget(req)
 
@@ -305,7 +307,6 @@ class Engine:
             req.state.keep = keep
 
     def _forget(self, req: Request) -> None:
-        self.requests.remove(req)
         req.node, req.phase, req.protected_len, req.kv = None, "gone", 0, 0
 
     def flush(self) -> None:
