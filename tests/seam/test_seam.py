@@ -140,6 +140,16 @@ def test_diffusion_models_are_refused(tmp_path):
         parse(text_model(tmp_path, "SDARForCausalLM"), "--dllm-algorithm", "LowConfidence", "--skip-tokenizer-init")
 
 
+@pytest.mark.parametrize(
+    "name", ("SGLANG_RUST_SERVER", "SGLANG_RADIX_FORCE_MISS", "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING")
+)
+def test_environments_that_cannot_work_are_refused(model_dir, name):
+    from sglang.srt.environ import envs
+
+    with getattr(envs, name).override(True), pytest.raises(UnsupportedServerError, match=f"tgvkv: {name}=1 .*unset it"):
+        parse(model_dir)
+
+
 def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):
     """Text-only traffic enters SGLang's own function with the very same arguments, and nothing else of ours."""
     from tgvkv_sglang.sglang_seam import torch_backend as seam

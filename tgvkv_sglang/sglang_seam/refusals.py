@@ -115,6 +115,8 @@ def _refuse_environment() -> None:
 
     if envs.SGLANG_RUST_SERVER.get():
         raise UnsupportedServerError("tgvkv: SGLANG_RUST_SERVER=1 bypasses request validation: unset it.")
+    if envs.SGLANG_RADIX_FORCE_MISS.get():
+        raise UnsupportedServerError("tgvkv: SGLANG_RADIX_FORCE_MISS=1 discards what is planned on: unset it.")
     if envs.SGLANG_ENABLE_POST_CAPTURE_KV_SIZING.get():
         raise UnsupportedServerError(
             "tgvkv: SGLANG_ENABLE_POST_CAPTURE_KV_SIZING=1 allocates KV by layer: unset it."

@@ -29,7 +29,8 @@ OF_MODEL: tuple[Members, ...] = (
     Members(
         f"{SRT}environ.envs",
         "ATTRIBUTE",
-        ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY", "SGLANG_RUST_SERVER"),
+        ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY",
+         "SGLANG_RADIX_FORCE_MISS", "SGLANG_RUST_SERVER"),
         "radix_cache,refusals,selections",
         how="read", why="what tgvkv cannot run beside is refused at start-up; our strict checks go with SGLang's",
         remove_when="as the row above",
