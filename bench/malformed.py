@@ -170,7 +170,7 @@ def worse(request: Malformed, our: Reply, stock: Reply | None) -> str | None:
 
 def guard_of(reply: Reply) -> str:
     """What a guarded refusal is about, without the value."""
-    found = re.search(r"(\w+)(?:\[[^]]*\])? (?:cannot be|must be|has no option)", reply.text)
+    found = re.search(r"(\w+)(?:\[[^]]*\])? (?:cannot be|must be|has no option|has no)", reply.text)
     return found[1] if found else "a value that cannot be sent"
 
 

@@ -56,7 +56,7 @@ def create_tokenized_object(original: Any, self: Any, obj: Any, *args: Any, **kw
     key = client_key(getattr(obj, "extra_key", None))
     tokenized = original(self, obj, *args, **kwargs)
     RequestOptions.from_custom_params(tokenized.sampling_params.custom_params)
-    check_request(tokenized, obj, self.model_config.vocab_size)
+    check_request(tokenized, obj, self.model_config.vocab_size, self.server_args)
     if key is not None:
         tokenized.extra_key = key
     return tokenized
