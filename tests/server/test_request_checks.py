@@ -18,7 +18,7 @@ from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from tgvkv_sglang.errors import ConfigError
-from tgvkv_sglang.sglang_seam.request_checks import check_request
+from tgvkv_sglang.sglang_seam.request_checks import check_request, check_token_ids
 
 VOCAB = 320
 GPU = SimpleNamespace(device="cuda", grammar_backend="xgrammar")
@@ -100,7 +100,8 @@ def test_token_ids_without_an_embedding_are_refused(ids):
     with pytest.raises(IndexError):
         torch.nn.Embedding(VOCAB, 2)(torch.tensor(ids))
     with pytest.raises(ConfigError, match=f"input_ids must be in .* got {outside}:"):
-        check_request(*request({"input_ids": array("q", ids)}), VOCAB, GPU)
+        check_token_ids(ids, VOCAB)
+    check_token_ids([0, VOCAB - 1], VOCAB)
 
 
 class Batch:

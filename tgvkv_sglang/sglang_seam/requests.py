@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..namespace import Namespace, SaltedKey, client_key
 from ..spans import PictureRun, vision_spans, with_symbols
 from .pictures import picture_runs
-from .request_checks import check_request
+from .request_checks import check_request, check_token_ids
 from .server_args import config_of
 
 FACTS = "_tgvkv_facts"
@@ -66,6 +66,8 @@ def tokenize_one_request(original: Any, self: Any, obj: Any) -> Any:
     """Runs before a request's pictures are read. Returns the coroutine that reads them."""
     if config_of(self.server_args) is not None:
         _refuse_claimed_hashes(obj)
+        if obj.input_ids is not None:
+            check_token_ids(obj.input_ids, self.model_config.vocab_size)
     return original(self, obj)
 
 
