@@ -166,8 +166,8 @@ LEDGER = (
         "AROUND",
         "requests:tokenize_one_request",
         ("self", "obj"),
-        "hashes of pictures that a client claims, and token ids outside the vocabulary, become HTTP 400 before anything "
-        "is read or cached under them",
+        "hashes of pictures that a client claims, and token ids outside the vocabulary, become HTTP 400 before "
+        "anything is read or cached under them",
         "SGLang hashes what it is sent",
     ),
     Hook(
