@@ -35,15 +35,19 @@ from tgvkv_sglang.testing.images import make_image
 from tgvkv_sglang.testing.prompts import about_images, chat
 from tgvkv_sglang.testing.server import Server
 
-ANSWER_LIMIT_S = 120.0
-DROPPED, HUNG = "dropped", "hung"
+ANSWER_LIMIT_S = 60.0
+DROPPED, HUNG, CUT = "dropped", "hung", "cut short"
 GUARD = "would end the server"
 """In the message of every refusal by :mod:`tgvkv_sglang.sglang_seam.request_checks`."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: an HTTP status, or ``dropped`` or ``hung``; and the first characters of the body."""
+    """What came back: an HTTP status and the first characters of the body, or no whole answer.
+
+    ``dropped``: the connection ended and the server with it; ``cut short``: the server goes on (what would have been
+    a 500, had a stream not begun); ``hung``: nothing came in time.
+    """
 
     status: int | str
     text: str = ""
@@ -51,9 +55,9 @@ class Reply:
     @property
     def badness(self) -> int:
         """0 answered or refused, 1 an error of the server's own, 2 no answer."""
-        if isinstance(self.status, str):
+        if self.status in (DROPPED, HUNG):
             return 2
-        return int(self.status >= 500)
+        return int(self.status == CUT or self.status >= 500)
 
     @property
     def guarded(self) -> bool:
@@ -72,7 +76,15 @@ def send(server: Server, request: Malformed, limit_s: float = ANSWER_LIMIT_S) ->
     except requests.Timeout:
         return Reply(HUNG)
     except requests.RequestException as error:
-        return Reply(DROPPED, type(error).__name__)
+        return Reply(CUT if lives(server) else DROPPED, type(error).__name__)
+
+
+def lives(server: Server) -> bool:
+    """Whether a small request is still answered."""
+    try:
+        return server.post("/generate", Server.body(chat("Hello"), (), 1), timeout=ANSWER_LIMIT_S).ok
+    except requests.RequestException:
+        return False
 
 
 # -- the rest of the world -------------------------------------------------------------------------------------------
@@ -170,7 +182,7 @@ def worse(request: Malformed, our: Reply, stock: Reply | None) -> str | None:
 
 def guard_of(reply: Reply) -> str:
     """What a guarded refusal is about, without the value."""
-    found = re.search(r"(\w+)(?:\[[^]]*\])? (?:cannot be|must be|has no option)", reply.text)
+    found = re.search(r"(\w+)(?:\[[^]]*\])? (?:cannot be|must be|has no option|has no)", reply.text)
     return found[1] if found else "a value that cannot be sent"
 
 

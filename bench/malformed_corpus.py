@@ -296,7 +296,7 @@ def _custom_params() -> Iterator[tuple[str, str, str, Any]]:
         yield "custom params", name, CHAT, chat_body(custom_params=value)
     for value in values[15:]:
         body = _sampling(custom_params=value) | {"image_data": [good], "text": IMAGE}
-        yield "custom params", f"{repr(value)[:50]} and a broken picture", GENERATE, body
+        yield "picture", f"broken, and {repr(value)[:50]}", GENERATE, body
 
 
 def _sampling_params() -> Iterator[tuple[str, str, str, Any]]:

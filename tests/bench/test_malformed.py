@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.malformed import DROPPED, HUNG, Reply, guard_of, some_of_each, worse, written
+from bench.malformed import CUT, DROPPED, HUNG, Reply, guard_of, some_of_each, worse, written
 from bench.malformed_corpus import (
     CHAT,
     ESCAPE,
@@ -108,6 +108,9 @@ REQUEST = Malformed("kind", "name", GENERATE, b"")
         (DROPPED, 500, True),
         (400, None, False),
         (500, None, True),
+        (CUT, 500, False),
+        (CUT, CUT, False),
+        (CUT, 400, True),
     ],
 )
 def test_worse(our, stock, bad):

@@ -11,15 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sglang.srt.constrained.xgrammar_backend import XGrammarGrammar
 from sglang.srt.managers.io_struct import GenerateReqInput, TokenizedGenerateReqInput, msgpack_decode, msgpack_encode
 from sglang.srt.sampling import sampling_batch_info
 from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from tgvkv_sglang.errors import ConfigError
-from tgvkv_sglang.sglang_seam.request_checks import check_request
+from tgvkv_sglang.sglang_seam.request_checks import check_request, check_token_ids
 
 VOCAB = 320
+GPU = SimpleNamespace(device="cuda", grammar_backend="xgrammar")
+CPU = SimpleNamespace(device="cpu", grammar_backend="xgrammar")
 
 
 def request(fields: dict | None = None, **sampling) -> tuple[TokenizedGenerateReqInput, GenerateReqInput]:
@@ -49,7 +52,7 @@ def request(fields: dict | None = None, **sampling) -> tuple[TokenizedGenerateRe
 def test_what_can_be_served_is_left_alone(sampling):
     message, given = request({"extra_key": "k", "token_ids_logprob": [1], "top_logprobs_num": VOCAB}, **sampling)
     before = msgpack_encode(message)
-    check_request(message, given, VOCAB)
+    check_request(message, given, VOCAB, GPU)
     assert msgpack_encode(message) == before
 
 
@@ -73,7 +76,7 @@ def test_what_the_scheduler_cannot_decode_is_refused_by_name(sampling, fields, n
     with pytest.raises(Exception, match="Expected"):
         msgpack_decode(msgpack_encode(message))
     with pytest.raises(ConfigError) as error:
-        check_request(message, given, VOCAB)
+        check_request(message, given, VOCAB, GPU)
     assert named in str(error.value)
 
 
@@ -83,7 +86,12 @@ def test_what_cannot_be_sent_is_refused(sampling, fields):
     with pytest.raises((OverflowError, UnicodeError)):
         msgpack_encode(message)
     with pytest.raises(ConfigError, match="cannot be sent to the scheduler"):
-        check_request(message, given, VOCAB)
+        check_request(message, given, VOCAB, GPU)
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(ConfigError, match="no tokens"):
+        check_request(*request({"input_ids": array("q")}), VOCAB, GPU)
 
 
 @pytest.mark.parametrize("ids", [[-1], [5, -1], [VOCAB], [5, 2**62], [-(2**63)]])
@@ -92,7 +100,8 @@ def test_token_ids_without_an_embedding_are_refused(ids):
     with pytest.raises(IndexError):
         torch.nn.Embedding(VOCAB, 2)(torch.tensor(ids))
     with pytest.raises(ConfigError, match=f"input_ids must be in .* got {outside}:"):
-        check_request(*request({"input_ids": array("q", ids)}), VOCAB)
+        check_token_ids(ids, VOCAB)
+    check_token_ids([0, VOCAB - 1], VOCAB)
 
 
 class Batch:
@@ -138,7 +147,7 @@ def sample(monkeypatch):
 )  # fmt: skip
 def test_values_at_the_bounds_are_served(sampling, sample):
     message, given = request(**sampling)
-    check_request(message, given, VOCAB)
+    check_request(message, given, VOCAB, GPU)
     assert 0 <= int(sample(message.sampling_params)) < VOCAB
 
 
@@ -159,13 +168,32 @@ def test_values_that_sampling_raises_on_are_refused_by_name(named, sampling, sam
     with pytest.raises((RuntimeError, ValueError)):
         sample(message.sampling_params)
     with pytest.raises(ConfigError, match=named):
-        check_request(message, given, VOCAB)
+        check_request(message, given, VOCAB, GPU)
 
 
 @pytest.mark.parametrize("count", (-1, VOCAB + 1))
 def test_more_log_probabilities_than_tokens_are_refused(count):
     with pytest.raises(ConfigError, match=f"top_logprobs_num .* got {count}:"):
-        check_request(*request({"top_logprobs_num": count}), VOCAB)
+        check_request(*request({"top_logprobs_num": count}), VOCAB, GPU)
+
+
+@pytest.mark.parametrize("start", (-2, -(2**40), 2**40))
+def test_log_probabilities_start_in_a_prompt(start):
+    with pytest.raises(ConfigError, match=f"logprob_start_len .* got {start}:"):
+        check_request(*request({"logprob_start_len": start}), VOCAB, GPU)
+
+
+@pytest.mark.parametrize("name", ("regex", "ebnf", "json_schema", "structural_tag"))
+def test_a_grammar_is_refused_where_xgrammar_has_no_kernel(name):
+    """A mask that xgrammar's own class would apply to a CPU's logits raises in the scheduler."""
+    with pytest.raises(RuntimeError, match="Unsupported device: cpu"):
+        XGrammarGrammar.apply_vocab_mask(None, torch.zeros(1, VOCAB), torch.zeros(1, VOCAB // 32, dtype=torch.int32))
+    message = request(**{name: "a"})
+    with pytest.raises(ConfigError, match=f"{name} cannot be used on a CPU"):
+        check_request(*message, VOCAB, CPU)
+    check_request(*message, VOCAB, GPU)
+    check_request(*message, VOCAB, SimpleNamespace(device="cpu", grammar_backend="llguidance"))
+    check_request(*request(), VOCAB, CPU)
 
 
 def test_a_client_cannot_skip_sglangs_own_checks(sample):
@@ -174,4 +202,4 @@ def test_a_client_cannot_skip_sglangs_own_checks(sample):
     with pytest.raises(RuntimeError):
         sample(message.sampling_params)
     with pytest.raises(ConfigError, match="is_normalized"):
-        check_request(message, given, VOCAB)
+        check_request(message, given, VOCAB, GPU)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -19,18 +20,20 @@ from ..errors import ConfigError
 # Not a client's own values, or (the text) unread by the scheduler's decoder beyond being a string; and large.
 NOT_CHECKED = ("input_text", "input_ids", "input_embeds", "mm_inputs", "mm_data_mooncake", "time_stats")
 CONSEQUENCE = "it would end the server"
+GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 INT32, INT64 = 2**31 - 1, 2**63 - 1
 # Logits are float32: beyond these they overflow to infinities, and sampling from NaN ends the scheduler.
 LARGEST_LOGIT = 1e30
 SMALLEST_PENALTY = 1e-6
 
 
-def check_request(tokenized: Any, given: Any, vocab_size: int) -> None:
+def check_request(tokenized: Any, given: Any, vocab_size: int, server_args: Any) -> None:
     """Refuse a tokenized request that would end the scheduler.
 
     Args:
         tokenized: SGLang's ``TokenizedGenerateReqInput``.
         given: the ``GenerateReqInput`` that it was made of.
+        server_args: SGLang's ``ServerArgs``.
 
     Raises:
         ConfigError: it names the field and the value.
@@ -40,25 +43,36 @@ def check_request(tokenized: Any, given: Any, vocab_size: int) -> None:
     if not isinstance(tokenized, TokenizedGenerateReqInput):
         return
     check_message(tokenized)
-    if given.input_ids is not None:
-        check_token_ids(np.asarray(tokenized.input_ids, np.int64), vocab_size)
+    if tokenized.input_ids is not None and not len(tokenized.input_ids):
+        raise ConfigError(f"the prompt has no tokens; send at least one: {CONSEQUENCE}")
     if given.sampling_params.get("is_normalized"):
         raise ConfigError(f"sampling_params has no option 'is_normalized': {CONSEQUENCE}")
     check_sampling(tokenized.sampling_params, vocab_size)
+    if server_args.device == "cpu" and server_args.grammar_backend == "xgrammar":
+        check_no_grammar(tokenized.sampling_params)
     _within("top_logprobs_num", tokenized.top_logprobs_num, 0, vocab_size)
     _within("logprob_start_len", tokenized.logprob_start_len, -1, INT32)
 
 
-def check_token_ids(ids: np.ndarray, vocab_size: int) -> None:
-    """Refuse token ids that have no embedding.
+def check_no_grammar(sampling: Any) -> None:
+    """SGLang's xgrammar pins its token masks, which needs a GPU's driver, and applies them with GPU kernels alone.
 
-    Args:
-        ids: ``[n]`` int64, as the client sent them.
+    Raises:
+        ConfigError: the answer shall follow a grammar; it is named.
+    """
+    for name in GRAMMARS:
+        if getattr(sampling, name) is not None:
+            raise ConfigError(f"{name} cannot be used on a CPU with --grammar-backend xgrammar: {CONSEQUENCE}")
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int) -> None:
+    """Refuse a client's token ids that have no embedding.
 
     Raises:
         ConfigError: an id is negative or ``vocab_size`` or more; it is named.
     """
-    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    numbers = np.asarray(ids, np.int64)
+    outside = numbers[(numbers < 0) | (numbers >= vocab_size)]
     if outside.size:
         raise ConfigError(f"input_ids must be in [0, {vocab_size}), got {int(outside[0])}: {CONSEQUENCE}")
 
@@ -96,7 +110,7 @@ def _culprit(message: Any, reason: str) -> str:
     """The field and value that ``reason`` gives the position of (``$[8][24]``); messages are arrays on the wire."""
     found = re.search(r"\$\[(\d+)\](?:\[(\d+)\])?", reason)
     if found is None:
-        return "a value of this request cannot be sent to the scheduler"
+        return "this request cannot be read"
     name = message.__struct_fields__[int(found[1]) - 1]  # the first element is the message's tag
     value = getattr(message, name)
     if name == "sampling_params" and found[2] is not None:
@@ -117,6 +131,10 @@ def check_message(tokenized: Any) -> None:
     for name in NOT_CHECKED:
         setattr(message, name, None)
     try:
-        msgpack_decode(msgpack_encode(message))
-    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        encoded = msgpack_encode(message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigError(f"a value of this request cannot be sent to the scheduler: {error}") from error
+    try:
+        msgpack_decode(encoded)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{_culprit(message, str(error))}: {error}: {CONSEQUENCE}") from error

@@ -13,7 +13,7 @@ from ..namespace import Namespace, SaltedKey, client_key
 from ..request.state import RequestState
 from ..spans import PictureRun, vision_spans, with_symbols
 from .pictures import picture_runs
-from .request_checks import check_request
+from .request_checks import check_request, check_token_ids
 from .server_args import config_of
 
 FACTS = "_tgvkv_facts"
@@ -56,7 +56,7 @@ def create_tokenized_object(original: Any, self: Any, obj: Any, *args: Any, **kw
     key = client_key(getattr(obj, "extra_key", None))
     tokenized = original(self, obj, *args, **kwargs)
     RequestOptions.from_custom_params(tokenized.sampling_params.custom_params)
-    check_request(tokenized, obj, self.model_config.vocab_size)
+    check_request(tokenized, obj, self.model_config.vocab_size, self.server_args)
     if key is not None:
         tokenized.extra_key = key
     return tokenized
@@ -66,6 +66,8 @@ def tokenize_one_request(original: Any, self: Any, obj: Any) -> Any:
     """Runs before a request's pictures are read. Returns the coroutine that reads them."""
     if config_of(self.server_args) is not None:
         _refuse_claimed_hashes(obj)
+        if obj.input_ids is not None:
+            check_token_ids(obj.input_ids, self.model_config.vocab_size)
     return original(self, obj)
 
 

@@ -177,7 +177,7 @@ HOOKS: tuple[Hook, ...] = (
         "requests:tokenize_one_request",
         ("self", "obj"),
         how="validates, then hands on the stock coroutine",
-        why="hashes of pictures that a client claims become HTTP 400 before anything is read or cached under them",
+        why="claimed hashes of pictures, and token ids without an embedding, become HTTP 400 before anything is read",
         remove_when="SGLang hashes what it is sent",
     ),
     Hook(

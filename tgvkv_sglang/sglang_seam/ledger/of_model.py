@@ -27,6 +27,10 @@ OF_MODEL: tuple[Members, ...] = (
         remove_when="the feature is supported, or refused by SGLang for backends that lack it",
     ),
     Members(
+        f"{SRT}server_args.ServerArgs", "ATTRIBUTE", ("device", "grammar_backend"), "request_checks",
+        how="read", why="a grammar on a CPU would end the scheduler", remove_when="SGLang refuses it",
+    ),
+    Members(
         f"{SRT}environ.envs",
         "ATTRIBUTE",
         ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY",
