@@ -55,10 +55,10 @@ def create_tokenized_object(original: Any, self: Any, obj: Any, *args: Any, **kw
         raise ConfigError("session_params cannot be used with tgvkv: send the whole conversation, its prefix is cached")
     key = client_key(getattr(obj, "extra_key", None))
     tokenized = original(self, obj, *args, **kwargs)
+    if key is not None:
+        tokenized.extra_key = key  # plain text, which the scheduler can decode
     RequestOptions.from_custom_params(tokenized.sampling_params.custom_params)
     check_request(tokenized, obj, self.model_config.vocab_size, self.server_args)
-    if key is not None:
-        tokenized.extra_key = key
     return tokenized
 
 
