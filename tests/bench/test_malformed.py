@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.malformed import CUT, DROPPED, HUNG, Reply, guard_of, one_of_each, worse, written
+from bench.malformed import CUT, DROPPED, HUNG, Reply, one_of_each, worse, written
 from bench.malformed_corpus import (
     CHAT,
     ESCAPE,
