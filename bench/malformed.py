@@ -5,8 +5,8 @@
 
 Fails (exit status 1) when our server dies, hangs, or drops a connection, when it answers 5xx where stock does not,
 when afterwards a slot is missing or a good request is answered otherwise, or when a file appears outside the traces.
-What our server refuses because it would end the scheduler is sent to stock only with ``--killers N``: N of each
-reason, each of them to a stock server of its own if it dies.
+Of what our server refuses because it would end the scheduler, only one request for each reason in ``--killers`` is
+sent to stock: each that ends it costs another server.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from tgvkv_sglang.testing.server import Server
 
 ANSWER_LIMIT_S = 60.0
 DROPPED, HUNG, CUT = "dropped", "hung", "cut short"
+KILLERS = ("input_ids", "max_new_tokens", "logit_bias", "prompt", "regex")
 GUARD = "would end the server"
 """In the message of every refusal by :mod:`tgvkv_sglang.sglang_seam.request_checks`."""
 
@@ -186,16 +187,12 @@ def guard_of(reply: Reply) -> str:
     return found[1] if found else "a value that cannot be sent"
 
 
-def some_of_each(batch: Sequence[Malformed], replies: dict[str, Reply], count: int) -> list[Malformed]:
-    """At most ``count`` of the guarded requests for each guard."""
-    seen: Counter[str] = Counter()
-    chosen = []
+def one_of_each(batch: Sequence[Malformed], replies: dict[str, Reply], guards: Sequence[str]) -> list[Malformed]:
+    """The first guarded request for each of ``guards``."""
+    first: dict[str, Malformed] = {}
     for request in batch:
-        guard = guard_of(replies[request.name])
-        seen[guard] += 1
-        if seen[guard] <= count:
-            chosen.append(request)
-    return chosen
+        first.setdefault(guard_of(replies[request.name]), request)
+    return [first[guard] for guard in guards if guard in first]
 
 
 @dataclass
@@ -207,12 +204,12 @@ class Comparison:
     stock: Campaign
     killers: list[Malformed] = field(default_factory=list)
 
-    def run(self, killers: int) -> None:
+    def run(self, killers: Sequence[str] = ()) -> None:
         self.ours.run(self.requests)
         guarded = [request for request in self.requests if self.ours.replies[request.name].guarded]
         names = {request.name for request in guarded}
         self.stock.run([request for request in self.requests if request.name not in names])
-        self.killers = some_of_each(guarded, self.ours.replies, killers)
+        self.killers = one_of_each(guarded, self.ours.replies, killers)
         self.stock.run(self.killers)
 
     def failures(self) -> list[str]:
@@ -259,7 +256,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--per-field", type=int, default=4, help="wrong values for each field of a valid body")
     parser.add_argument("--per-kind", type=int, help="send only this many of each kind")
-    parser.add_argument("--killers", type=int, default=1, help="guarded requests of each reason to send to stock")
+    parser.add_argument("--killers", nargs="*", default=KILLERS, help="reasons to show on stock, one request each")
     parser.add_argument("--pool", type=int, default=3000, help="slots of the pool")
     parser.add_argument("--retention", type=float, default=0.1)
     parser.add_argument("--model", type=Path, help="checkpoint directory (default: a tiny random model)")

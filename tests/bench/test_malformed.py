@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bench.malformed import CUT, DROPPED, HUNG, Reply, guard_of, some_of_each, worse, written
+from bench.malformed import CUT, DROPPED, HUNG, Reply, one_of_each, worse, written
 from bench.malformed_corpus import (
     CHAT,
     ESCAPE,
@@ -119,14 +119,14 @@ def test_worse(our, stock, bad):
     assert not bad or REQUEST.name in found
 
 
-def test_a_few_of_each_guard():
+def test_one_of_each_guard():
     texts = [f"{name} cannot be {value}: it would end the server" for name in ("n", "top_p") for value in range(3)]
     texts.append("logit_bias['5'] must be in [-1, 1], got nan: it would end the server")
     made = [Malformed("kind", str(number), GENERATE, b"") for number in range(len(texts))]
     replies = {one.name: Reply(400, text) for one, text in zip(made, texts, strict=True)}
     assert all(reply.guarded for reply in replies.values()) and not Reply(400, "no").guarded
-    chosen = [guard_of(replies[one.name]) for one in some_of_each(made, replies, 2)]
-    assert chosen == ["n", "n", "top_p", "top_p", "logit_bias"]
+    chosen = one_of_each(made, replies, ["logit_bias", "top_p", "top_k"])
+    assert [one.name for one in chosen] == ["6", "3"]
 
 
 def test_files_outside_the_traces_are_found(tmp_path, monkeypatch):

@@ -71,10 +71,14 @@ def check_token_ids(ids: Sequence[int], vocab_size: int) -> None:
     Raises:
         ConfigError: an id is negative or ``vocab_size`` or more; it is named.
     """
-    numbers = np.asarray(ids, np.int64)
-    outside = numbers[(numbers < 0) | (numbers >= vocab_size)]
-    if outside.size:
-        raise ConfigError(f"input_ids must be in [0, {vocab_size}), got {int(outside[0])}: {CONSEQUENCE}")
+    try:
+        numbers = np.asarray(ids, np.int64)
+        inside = bool(((numbers >= 0) & (numbers < vocab_size)).all())
+    except OverflowError:
+        inside = False
+    if not inside:
+        outside = next(token for token in ids if not 0 <= token < vocab_size)
+        raise ConfigError(f"input_ids must be in [0, {vocab_size}), got {outside}: {CONSEQUENCE}")
 
 
 def _within(name: str, value: float, low: float, high: float) -> None:
