@@ -108,11 +108,11 @@ def header() -> dict[str, Any]:
     ``load_average_1m`` says how busy the machine was with everything, this benchmark included: speeds measured under a
     load above ``cores`` are lower than the machine's own.
     """
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "tgvkv_sglang", "triton_kernels", "bench")
+    changed = git("diff", "--name-only", "HEAD", "--", "tgvkv_sglang", "triton_kernels", "bench")
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": git("rev-parse", "HEAD"),
-        "uncommitted": sorted(line[3:] for line in (changed or "").splitlines()),
+        "uncommitted": sorted((changed or "").splitlines()),
         "machine": {
             "processor": _processor(),
             "cores": os.cpu_count(),
