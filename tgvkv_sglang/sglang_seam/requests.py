@@ -40,10 +40,12 @@ class Facts:
 
 def compute_extra_key(original: Any, self: Any, request: Any) -> str | None:
     """Keep a chat request's ``cache_salt`` and ``extra_key`` apart; SGLang writes one behind the other."""
-    joined = original(self, request)
     if config_of(self.tokenizer_manager.server_args) is None:
-        return joined
+        return original(self, request)
     client_key(request.extra_key)
+    if request.cache_salt is not None and not isinstance(request.cache_salt, str):
+        raise ConfigError(f"cache_salt must be a string, got {request.cache_salt!r}")
+    joined = original(self, request)
     return SaltedKey(request.cache_salt, request.extra_key) if request.cache_salt else joined
 
 
