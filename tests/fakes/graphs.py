@@ -142,7 +142,7 @@ def install() -> None:
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner as runner
 
     from tests.fakes import flashinfer_fake
-    from tgvkv_sglang.attention import flashinfer
+    from tgvkv_sglang.attention import merge
 
     def capture_decode_graph(*, model_runner: Any) -> Any:
         model_runner.graph_shared_output = GraphSharedOutput(device=torch.device("cpu"), max_rows=max(BATCHES))
@@ -153,7 +153,7 @@ def install() -> None:
     runner.get_batch_sizes_to_capture = lambda model_runner, tokens_per_request: (BATCHES, [])
     runner.graph_capture = _capture
     runner.resolve_decode_backend = lambda cuda_graph_runner: EmulatedGraphBackend()
-    flashinfer.view_attention = opaque(flashinfer.view_attention)
+    merge.view_attention = opaque(merge.view_attention)
     decode = flashinfer_fake.BatchDecodeWithPagedKVCacheWrapper
     decode.run = opaque_method(decode.run)
 
