@@ -37,7 +37,7 @@ from tgvkv_sglang.testing.server import Server
 
 ANSWER_LIMIT_S = 60.0
 DROPPED, HUNG, CUT = "dropped", "hung", "cut short"
-KILLERS = ("input_ids", "max_new_tokens", "logit_bias", "prompt", "regex")
+KILLERS = ("input_ids", "logit_bias", "prompt", "regex", "logprob_start_len")
 GUARD = "would end the server"
 """In the message of every refusal by :mod:`tgvkv_sglang.sglang_seam.request_checks`."""
 

@@ -1,4 +1,4 @@
-"""Requests that are refused because they would end the scheduler: SGLang's own decoder and tensors say so.
+"""Requests that are refused because they would end the scheduler: SGLang's own tensors and message types say so.
 
 No server: SGLang's messages, encoder, decoder and sampling tensors in this process.
 """
@@ -46,6 +46,7 @@ def request(fields: dict | None = None, **sampling) -> tuple[TokenizedGenerateRe
         {"temperature": 0, "max_new_tokens": 5, "stop": None, "stop_token_ids": [0, VOCAB - 1]},
         {"top_k": -1, "top_p": 0.5, "min_p": 0.1, "repetition_penalty": 0.01, "logit_bias": {"5": -100, "6": 1e9}},
         {"custom_params": {"tgvkv_retention": 0.1, "tgvkv_trace": True, "a": [1, "x", None], "b": {"c": 1.5}}},
+        {"custom_params": {"a": {"b": [{"c": [1]}]}}},
         {"max_new_tokens": None, "min_new_tokens": 3, "sampling_seed": -(2**63), "stream_interval": 0},
     ],
 )
@@ -65,13 +66,13 @@ def test_what_can_be_served_is_left_alone(sampling):
         ({"ignore_eos": "x"}, {}, "ignore_eos cannot be 'x'"),
         ({"regex": 5}, {}, "regex cannot be 5"),
         ({"custom_params": [1]}, {}, "custom_params cannot be [1]"),
-        ({"custom_params": {"a": {"b": {}}}}, {}, "custom_params cannot be"),
+        ({"custom_params": "a"}, {}, "custom_params cannot be 'a'"),
         ({}, {"extra_key": 5}, "extra_key cannot be 5"),
         ({}, {"stream": "x"}, "stream cannot be 'x'"),
         ({}, {"positional_embed_overrides": [1]}, "positional_embed_overrides cannot be [1]"),
     ],
 )
-def test_what_the_scheduler_cannot_decode_is_refused_by_name(sampling, fields, named):
+def test_what_sglangs_message_does_not_declare_is_refused_by_name(sampling, fields, named):
     message, given = request(fields, **sampling)
     with pytest.raises(Exception, match="Expected"):
         msgpack_decode(msgpack_encode(message))

@@ -1,7 +1,8 @@
 """Requests that would end the scheduler for everybody, refused in the tokenizer process with HTTP 400.
 
-SGLang's scheduler decodes and runs a request outside any ``try``: a value of another type than its message declares,
-or a token id without an embedding, stops the whole server.
+SGLang's scheduler runs a request outside any ``try``: a token id without an embedding, or a value that its tensors
+cannot hold, stops the whole server. Values of other types than SGLang's own message declares are refused with them:
+some of them end it (``extra_key: []``), with pickled messages (SGLang's default) not all, with msgpack every one.
 """
 
 from __future__ import annotations
@@ -124,16 +125,21 @@ def _culprit(message: Any, reason: str) -> str:
 
 
 def check_message(tokenized: Any) -> None:
-    """Refuse a tokenized request that the scheduler could not decode.
+    """Refuse a tokenized request whose values are not of the types that SGLang's message declares.
+
+    ``custom_params`` may be any dictionary: its declared type is narrower than what SGLang's processors take.
 
     Raises:
-        ConfigError: it cannot be encoded, or its own decoder refuses it; with that decoder's reason.
+        ConfigError: it cannot be encoded, or SGLang's decoder refuses it; with that decoder's reason.
     """
     from sglang.srt.managers.io_struct import msgpack_decode, msgpack_encode
 
     message = copy.copy(tokenized)
     for name in NOT_CHECKED:
         setattr(message, name, None)
+    message.sampling_params = copy.copy(tokenized.sampling_params)
+    if isinstance(message.sampling_params.custom_params, dict):
+        message.sampling_params.custom_params = None
     try:
         encoded = msgpack_encode(message)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -141,4 +147,4 @@ def check_message(tokenized: Any) -> None:
     try:
         msgpack_decode(encoded)
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{_culprit(message, str(error))}: {error}: {CONSEQUENCE}") from error
+        raise ConfigError(f"{_culprit(message, str(error))}: {error}") from error
