@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, Mapping
+from typing import Any, Iterable, Mapping
 
 from .errors import ConfigError
-from .registry import SCOPES, load_budget_rule, policy_names
+from .registry import BUDGET_RULES, SCOPES, policy_names
 
 RECLAIMS = ("pressure", "eager")
-REQUEST_OPTIONS = ("tgvkv_retention", "tgvkv_trace")
+REQUEST_OPTIONS = ("tgvkv_retention", "tgvkv_policy", "tgvkv_budget", "tgvkv_trace")
 
 
 def parse_retention(value: Any, where: str) -> float:
@@ -23,8 +23,8 @@ def parse_retention(value: Any, where: str) -> float:
     return float(value)
 
 
-def _one_of(value: Any, allowed: tuple[str, ...], flag: str) -> None:
-    if value not in allowed:
+def _one_of(value: Any, allowed: Iterable[str], flag: str) -> None:
+    if not isinstance(value, str) or value not in allowed:
         raise ConfigError(f"{flag} must be one of {', '.join(allowed)}, got {value!r}")
 
 
@@ -36,41 +36,38 @@ class TgvConfig:
         retention: kept share of the vision KV, averaged over layers, 0 < retention <= 1. 1.0 is stock SGLang.
         scope: ``vision`` shares out ``layers * retention * vision tokens``; ``total`` is the paper's rule.
         reclaim: ``pressure`` frees full spans when memory is needed; ``eager`` right after selection.
-        policy: scoring policy, only ``tgv``.
+        policy: how vision tokens are scored. budget: what a layer weighs when the kept tokens are shared out.
         full_budget: largest share of the pool that may be held as reclaimable full spans, 0..1.
-        grounding_cap: at most this many of the last new text tokens ground a selection (bounds stashed queries).
+        grounding_cap: at most this many of the last new text tokens ground a selection.
+        stash_mib: device memory for their queries, MiB: bounds how many layers are scored at once, and a request's
+            grounding tokens (:meth:`within`).
         trace_dir: directory for selection traces, or None.
-        zero_bubble: select on the device inside the forward, so that decode need not wait for the scheduler.
     """
 
     retention: float = 0.1
     scope: str = "vision"
     reclaim: str = "pressure"
     policy: str = "tgv"
+    budget: str = "tvb"
     full_budget: float = 1.0
     grounding_cap: int = 4096
+    stash_mib: int = 512
     trace_dir: str | None = None
-    zero_bubble: bool = False
 
     def __post_init__(self) -> None:
         parse_retention(self.retention, "--tgvkv-retention")
         _one_of(self.scope, SCOPES, "--tgvkv-scope")
         _one_of(self.reclaim, RECLAIMS, "--tgvkv-reclaim")
         _one_of(self.policy, policy_names(), "--tgvkv-policy")
+        _one_of(self.budget, BUDGET_RULES, "--tgvkv-budget")
         if isinstance(self.full_budget, bool) or not isinstance(self.full_budget, (int, float)):
             raise ConfigError(f"--tgvkv-full-budget must be a number in [0, 1], got {self.full_budget!r}")
         if not 0 <= self.full_budget <= 1:
             raise ConfigError(f"--tgvkv-full-budget must be in [0, 1], got {self.full_budget!r}")
-        if isinstance(self.grounding_cap, bool) or not isinstance(self.grounding_cap, int) or self.grounding_cap < 1:
-            raise ConfigError(f"--tgvkv-grounding-cap must be an integer >= 1, got {self.grounding_cap!r}")
-
-        if not isinstance(self.zero_bubble, bool):
-            raise ConfigError(f"--tgvkv-zero-bubble must be true or false, got {self.zero_bubble!r}")
-        if self.zero_bubble and load_budget_rule(self.scope).total(1, 1, self.exact_retention) is None:
-            raise ConfigError(
-                f"--tgvkv-zero-bubble cannot be used with --tgvkv-scope {self.scope}: how much that scope keeps is not "
-                "known before the scores are; leave one of the two flags out"
-            )
+        for name in ("grounding_cap", "stash_mib"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ConfigError(f"--tgvkv-{name.replace('_', '-')} must be an integer >= 1, got {value!r}")
 
     @property
     def evicts(self) -> bool:
@@ -83,6 +80,26 @@ class TgvConfig:
         return Fraction(str(self.retention))
 
     @property
+    def stash_bytes(self) -> int:
+        return self.stash_mib * 2**20
+
+    def within(self, token_bytes: int) -> "TgvConfig":
+        """This configuration with as many grounding tokens as the stash holds.
+
+        Args:
+            token_bytes: what the queries of one token take in all layers and of all heads.
+
+        Raises:
+            ConfigError: not even one token fits.
+        """
+        fits = self.stash_bytes // token_bytes
+        if not fits:
+            raise ConfigError(
+                f"--tgvkv-stash-mib {self.stash_mib} holds no token of this model ({token_bytes} bytes each): give more"
+            )
+        return replace(self, grounding_cap=min(self.grounding_cap, fits))
+
+    @property
     def reclaimable_share(self) -> float:
         """Largest share of the pool that reclaimable full spans may hold: eager is a budget of nothing."""
         return 0.0 if self.reclaim == "eager" else self.full_budget
@@ -90,9 +107,11 @@ class TgvConfig:
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """A request's own options, validated. ``retention`` None means the server's."""
+    """A request's own options, validated. None means the server's."""
 
     retention: float | None = None
+    policy: str | None = None
+    budget: str | None = None
     trace: bool = False
 
     @classmethod
@@ -111,10 +130,15 @@ class RequestOptions:
         retention = ours.get("tgvkv_retention")
         if retention is not None:
             retention = parse_retention(retention, "custom_params['tgvkv_retention']")
+        for name, allowed in (("policy", policy_names()), ("budget", BUDGET_RULES)):
+            if ours.get(f"tgvkv_{name}") is not None:
+                _one_of(ours[f"tgvkv_{name}"], allowed, f"custom_params['tgvkv_{name}']")
         trace = ours.get("tgvkv_trace", False)
         if not isinstance(trace, bool):
             raise ConfigError(f"custom_params['tgvkv_trace'] must be true or false, got {trace!r}")
-        return cls(retention=retention, trace=trace)
+        return cls(retention, ours.get("tgvkv_policy"), ours.get("tgvkv_budget"), trace)
 
     def apply(self, config: TgvConfig) -> TgvConfig:
-        return config if self.retention is None else replace(config, retention=self.retention)
+        own = {name: getattr(self, name) for name in ("retention", "policy", "budget")}
+        own = {name: value for name, value in own.items() if value is not None}
+        return replace(config, **own) if own else config

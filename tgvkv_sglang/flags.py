@@ -8,7 +8,7 @@ from typing import Any, Mapping
 
 from .config import RECLAIMS, TgvConfig
 from .errors import ConfigError
-from .registry import SCOPES, policy_names
+from .registry import BUDGET_RULES, SCOPES, policy_names
 
 BACKEND = "tgvkv"
 
@@ -34,13 +34,14 @@ class Flag:
 
 FLAGS = (
     Flag("retention", float, "Share of the vision KV that decode keeps, averaged over layers, 0 < r <= 1."),
-    Flag("scope", str, "'vision' shares out layers*retention*vision tokens; 'total' is the paper's rule.", SCOPES),
+    Flag("scope", str, "'vision' shares out layers*retention*vision tokens, 'total' as the paper.", tuple(SCOPES)),
     Flag("reclaim", str, "When full vision spans are freed: under memory 'pressure', or 'eager'ly.", RECLAIMS),
     Flag("policy", str, "How vision tokens are scored.", policy_names()),
+    Flag("budget", str, "What a layer weighs when the kept tokens are shared out.", tuple(BUDGET_RULES)),
     Flag("full_budget", float, "Largest share of the pool held as reclaimable full vision spans, 0..1."),
     Flag("grounding_cap", int, "At most this many of a prompt's last new text tokens score the image."),
+    Flag("stash_mib", int, "Device memory for the queries of that text, MiB; a question that needs more is cut short."),
     Flag("trace_dir", str, "Directory for selection traces of requests that ask for one (tgvkv_trace)."),
-    Flag("zero_bubble", bool, "Select on the device inside the forward (not yet stress-tested on a GPU)."),
 )
 
 
@@ -50,8 +51,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("tgvkv (with --attention-backend tgvkv)")
     for flag in FLAGS:
         default = getattr(defaults, flag.field)
-        how = {"action": "store_true"} if flag.read is bool else {"type": flag.read, "choices": flag.choices}
-        group.add_argument(flag.option, default=None, help=f"{flag.help} Default: {default}.", **how)
+        help_text = f"{flag.help} Default: {default}."
+        group.add_argument(flag.option, default=None, help=help_text, type=flag.read, choices=flag.choices)
 
 
 def config_from(values: Mapping[str, Any]) -> TgvConfig:

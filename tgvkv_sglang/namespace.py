@@ -19,7 +19,7 @@ class Namespace:
     Attributes:
         client_key: what tells clients apart (their ``extra_key`` and ``cache_salt``), opaque; None without either.
         adapter: LoRA adapter, or None.
-        retention, scope, policy: what a view in it was selected with.
+        retention, scope, policy, budget: what a view in it was selected with.
     """
 
     client_key: str | None
@@ -27,10 +27,11 @@ class Namespace:
     retention: float
     scope: str
     policy: str
+    budget: str
 
     @classmethod
     def of(cls, config: TgvConfig, client_key: str | None = None, adapter: str | None = None) -> "Namespace":
-        return cls(client_key or None, adapter, config.retention, config.scope, config.policy)
+        return cls(client_key or None, adapter, config.retention, config.scope, config.policy, config.budget)
 
     @property
     def evicts(self) -> bool:

@@ -1,4 +1,4 @@
-"""Policies and budget rules by name: those that come with the package, and those of other packages.
+"""Policies, budget rules and scopes by name: those that come with the package, and those of other packages.
 
 Another package registers a policy under its name in the entry-point group ``tgvkv.policies``; the object it names is
 called without arguments and returns a :class:`tgvkv_sglang.selection.policy.Policy`.
@@ -15,11 +15,11 @@ from .errors import ConfigError
 
 GROUP = "tgvkv.policies"
 POLICIES = {"tgv": "tgvkv_sglang.selection.tgv:Tgv"}
-BUDGET_RULES = {
-    "vision": "tgvkv_sglang.selection.budget:VisionBudget",
-    "total": "tgvkv_sglang.selection.budget:TotalBudget",
+BUDGET_RULES = {"tvb": "tgvkv_sglang.selection.budget_rules:Tvb"}
+SCOPES = {
+    "vision": "tgvkv_sglang.selection.budget:VisionScope",
+    "total": "tgvkv_sglang.selection.budget:TotalScope",
 }
-SCOPES = tuple(BUDGET_RULES)
 
 
 def _others() -> dict[str, EntryPoint]:
@@ -49,16 +49,22 @@ def load_policy(name: str) -> Any:
     except Exception as error:
         raise ConfigError(f"--tgvkv-policy {name}: {point.value} cannot be loaded ({error!r}); mend it or leave it out"
                           ) from error  # fmt: skip
-    missing = [method for method in ("query_positions", "score_layer") if not callable(getattr(policy, method, None))]
+    missing = [method for method in ("query_positions", "score") if not callable(getattr(policy, method, None))]
     if missing:
         raise ConfigError(f"--tgvkv-policy {name}: {point.value} has no method {missing[0]}; see docs/policies.md")
     return policy
 
 
 @lru_cache(maxsize=None)
-def load_budget_rule(scope: str) -> Any:
-    """The :class:`~tgvkv_sglang.selection.budget.BudgetRule` of ``--tgvkv-scope``."""
-    return _load(BUDGET_RULES[scope])()
+def load_budget_rule(name: str) -> Any:
+    """The :class:`~tgvkv_sglang.selection.budget_rules.BudgetRule` of ``--tgvkv-budget``, made once a process."""
+    return _load(BUDGET_RULES[name])()
+
+
+@lru_cache(maxsize=None)
+def load_scope(name: str) -> Any:
+    """The :class:`~tgvkv_sglang.selection.budget.Scope` of ``--tgvkv-scope``, made once a process."""
+    return _load(SCOPES[name])()
 
 
 def _load(where: str) -> Any:

@@ -2,11 +2,11 @@
 
 import torch
 
-from tgvkv_sglang.selection.policy import LayerInputs, LayerScores
+from tgvkv_sglang.selection.policy import LayerByLayer, LayerInputs, LayerScores
 from tgvkv_sglang.selection.tgv import text_after_vision
 
 
-class Loudest:
+class Loudest(LayerByLayer):
     """``score_v = max over heads h and question tokens t of A_h[t, v]``; layers weigh alike. One rank only."""
 
     def query_positions(self, spans, start, end, cap):

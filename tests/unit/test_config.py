@@ -52,7 +52,7 @@ def test_requests_without_options(params):
 def test_request_options():
     server = TgvConfig(retention=0.1, scope="total")
     options = RequestOptions.from_custom_params({"tgvkv_retention": 1, "tgvkv_trace": True, "other": []})
-    assert options == RequestOptions(1.0, True)
+    assert options == RequestOptions(retention=1.0, trace=True)
     assert options.apply(server) == TgvConfig(retention=1.0, scope="total")
     assert RequestOptions().apply(server) is server
 
@@ -63,6 +63,27 @@ def test_bad_request_retention(bad):
         RequestOptions.from_custom_params({"tgvkv_retention": bad})
 
 
+@pytest.mark.parametrize("option", ["tgvkv_policy", "tgvkv_budget"])
+@pytest.mark.parametrize("bad", ["none of them", 1, [], {}, "tgv\n", True])
+def test_bad_request_policy_and_budget(option, bad):
+    with pytest.raises(ConfigError, match=rf"{option}'\] must be one of .*got"):
+        RequestOptions.from_custom_params({option: bad})
+
+
+def test_a_request_chooses_its_policy_and_budget():
+    options = RequestOptions.from_custom_params({"tgvkv_policy": "tgv", "tgvkv_budget": "tvb"})
+    assert options == RequestOptions(policy="tgv", budget="tvb")
+    assert options.apply(TgvConfig(retention=0.3)) == TgvConfig(retention=0.3, policy="tgv", budget="tvb")
+
+
+def test_the_stash_bounds_the_grounding_tokens():
+    config = TgvConfig(stash_mib=1, grounding_cap=100)
+    assert config.within(2**20 // 64) == TgvConfig(stash_mib=1, grounding_cap=64)
+    assert config.within(8) == config
+    with pytest.raises(ConfigError, match="--tgvkv-stash-mib 1 holds no token"):
+        config.within(2**20 + 1)
+
+
 @pytest.mark.parametrize("bad", [1, "true", None, 0.0])
 def test_bad_request_trace(bad):
     with pytest.raises(ConfigError, match="tgvkv_trace.*true or false"):
@@ -70,5 +91,5 @@ def test_bad_request_trace(bad):
 
 
 def test_unknown_request_option_is_named():
-    with pytest.raises(ConfigError, match="tgvkv_retain.*tgvkv_retention, tgvkv_trace"):
+    with pytest.raises(ConfigError, match="tgvkv_retain.*tgvkv_retention, tgvkv_policy, tgvkv_budget, tgvkv_trace"):
         RequestOptions.from_custom_params({"tgvkv_retain": 0.5})

@@ -27,9 +27,10 @@ def test_no_flag_is_the_default_configuration():
 def test_command_line_and_keywords_agree():
     config = config_from(
         parse("--tgvkv-retention", "0.05", "--tgvkv-scope", "total", "--tgvkv-reclaim", "eager",
-              "--tgvkv-full-budget", "0.5", "--tgvkv-grounding-cap", "64", "--tgvkv-trace-dir", "traces")
+              "--tgvkv-full-budget", "0.5", "--tgvkv-grounding-cap", "64", "--tgvkv-stash-mib", "7",
+              "--tgvkv-trace-dir", "traces")
     )  # fmt: skip
-    assert config == TgvConfig(0.05, "total", "eager", "tgv", 0.5, 64, "traces")
+    assert config == TgvConfig(0.05, "total", "eager", "tgv", "tvb", 0.5, 64, 7, "traces")
     assert config == config_from({f"tgvkv_{name}": value for name, value in dataclasses.asdict(config).items()})
 
 

@@ -6,14 +6,14 @@ attends, and merges the step's views with its output by its LSE (``merge.py``); 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Callable, Sequence
 
 import torch
 
-from ..device import upload
 from ..kv.store import UnitStore
 from ..selection.policy import Model
+from ..selection.scoring import Ask, PrefillScoring
 from .batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_requests, stamp_of
 from .rows import Attendees, Row, prefill_row
 
@@ -26,13 +26,13 @@ class Step:
         holes, units: positions of each request that views stand for (of all rows of a captured graph, padding
             included), and the views' units; both None when no request has a view.
         row_requests: ``[R]`` request of each query row in a prefill; None in decode (row ``b`` is request ``b``).
-        scoring: requests that score in this forward, each with the batch rows of its grounding text ``[t]`` int64.
+        scoring: what the batch's requests score in this forward, or None.
     """
 
     holes: Holes | None = None
     units: BatchUnits | None = None
     row_requests: torch.Tensor | None = None
-    scoring: list[tuple[Row, torch.Tensor]] = field(default_factory=list)
+    scoring: PrefillScoring | None = None
 
 
 class _Latest:
@@ -52,12 +52,12 @@ class ViewPlanner:
     """Tables of the batches of one backend.
 
     Args:
-        store: the KV pool. model: how groundings are scored.
+        store: the KV pool. model: how groundings are scored. stash_bytes: see :class:`PrefillScoring`.
         page_table: ``[requests, context]`` integers, slot of each logical position (SGLang's ``req_to_token``).
     """
 
-    def __init__(self, store: UnitStore, model: Model, page_table: torch.Tensor):
-        self._store, self._model, self._page_table = store, model, page_table
+    def __init__(self, store: UnitStore, model: Model, page_table: torch.Tensor, stash_bytes: int):
+        self._store, self._model, self._page_table, self._stash_bytes = store, model, page_table, stash_bytes
         self._decode, self._graph = _Latest(), _Latest()
         self._batch: Attendees | None = None
         self._tables: Tables | None = None
@@ -65,35 +65,35 @@ class ViewPlanner:
 
     # -- rows ----------------------------------------------------------------------------------------------------
 
-    def prefill_rows(
-        self, attendees: Attendees, prefixes: Sequence[int], lengths: Sequence[int], pool_indices: torch.Tensor
-    ) -> list[Row]:
-        """Rows of a prefill batch; groundings are begun, and told where a prompt lies that ends here.
-
-        Args:
-            prefixes, lengths: per request, tokens before this forward and with it. pool_indices: ``[B]`` rows of the
-                page table, on the device.
-        """
+    def prefill_rows(self, attendees: Attendees, prefixes: Sequence[int], lengths: Sequence[int]) -> list[Row]:
+        """Rows of a prefill batch; groundings are begun. Per request, tokens before this forward and with it."""
         rows, at = [], 0
-        for i, (attendee, prefix, length) in enumerate(zip(attendees, prefixes, lengths, strict=True)):
-            row = prefill_row(attendee, at, int(prefix), int(length), self._model)
-            if row.last_chunk:
-                page_row = self._page_table.index_select(0, pool_indices[i : i + 1])[0]
-                row.grounding.locate(page_row[: row.length])
-            rows.append(row)
-            at = row.end
+        for attendee, prefix, length in zip(attendees, prefixes, lengths, strict=True):
+            rows.append(prefill_row(attendee, at, int(prefix), int(length)))
+            at = rows[-1].end
         return rows
+
+    def scoring(self, rows: Sequence[Row], page_rows: Sequence[int]) -> PrefillScoring | None:
+        """What the rows score, if any does. page_rows: each request's row of the page table."""
+        asks = [
+            Ask(row.grounding, row.text + row.start, page_row, row.last_chunk)
+            for row, page_row in zip(rows, page_rows, strict=True)
+            if row.scores
+        ]
+        if not asks:
+            return None
+        return PrefillScoring(asks, self._page_table, self._store, self._model, self._stash_bytes)
 
     # -- steps ---------------------------------------------------------------------------------------------------
 
-    def prefill(self, rows: Sequence[Row]) -> Step | None:
+    def prefill(self, rows: Sequence[Row], page_rows: Sequence[int]) -> Step | None:
         """What a prefill's rows need beyond the stock path; None: nothing."""
         tables, device = [row.table for row in rows], self._store.device
-        step = Step(scoring=[(row, upload(row.text + row.start, device)) for row in rows if row.scores])
+        step = Step(scoring=self.scoring(rows, page_rows))
         if any(table is not None for table in tables):
             step.holes, step.units = Holes.of(tables, device), BatchUnits.of(tables, self._store.layers, device)
             step.row_requests = row_requests([row.end - row.start for row in rows], device)
-        return step if step.scoring or step.units is not None else None
+        return step if step.scoring is not None or step.units is not None else None
 
     def decode_tables(self, attendees: Attendees) -> Tables | None:
         """What the requests of a decode batch attend through; None when no request has a view.

@@ -7,10 +7,8 @@ from typing import Protocol, Sequence
 
 import torch
 
-from ..kv.store import UnitStore
 from ..kv.views import ViewTable
 from ..selection.grounding import Grounding
-from ..selection.policy import Model
 
 
 class Attendee(Protocol):
@@ -21,11 +19,8 @@ class Attendee(Protocol):
     def table(self, decode: bool) -> ViewTable | None:
         """What it attends through in place of spans, in prefill or in decode."""
 
-    def begin_chunk(self, start: int, model: Model) -> Grounding | None:
+    def begin_chunk(self, start: int) -> Grounding | None:
         """A chunk of its prefill is about to run from ``start`` on; returns what is scored, or None."""
-
-    def scored(self, store: UnitStore) -> None:
-        """Its last layer is scored."""
 
 
 Attendees = Sequence[Attendee | None]
@@ -58,13 +53,13 @@ class Row:
         return self.grounding is not None
 
 
-def prefill_row(attendee: Attendee | None, start: int, prefix: int, length: int, model: Model) -> Row:
+def prefill_row(attendee: Attendee | None, start: int, prefix: int, length: int) -> Row:
     """The row of one request whose tokens ``[prefix, length)`` run in a prefill, at query row ``start``."""
     row = Row(attendee, start, start + length - prefix, prefix, length)
     if attendee is None:
         return row
     row.table = attendee.table(decode=False)
-    grounding = attendee.begin_chunk(prefix, model)
+    grounding = attendee.begin_chunk(prefix)
     if grounding is not None:
         text, last = grounding.rows(prefix, length), length >= attendee.prompt_len
         if last or len(text):
@@ -79,16 +74,3 @@ def decode_rows(attendees: Attendees, lengths: Sequence[int]) -> list[Row]:
         for i, (one, length) in enumerate(zip(attendees, lengths, strict=True))
     ]
 
-
-def stash_and_score(row: Row, layer: int, q: torch.Tensor, lse_e: torch.Tensor, store: UnitStore, scale: float) -> None:
-    """Stash this chunk's grounding rows of one layer; with the last chunk score the layer.
-
-    Args:
-        q: ``[t, Hq, D]`` the grounding rows of this chunk, in memory of their own. lse_e: ``[t, Hq]`` base e.
-        scale: softmax scale.
-    """
-    row.grounding.add(layer, q, lse_e)
-    if row.last_chunk:
-        row.grounding.finish_layer(layer, store, scale)
-        if row.grounding.complete:
-            row.attendee.scored(store)

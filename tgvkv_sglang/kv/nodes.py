@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Hashable, Protocol
+from itertools import accumulate
+from typing import Hashable, Protocol, Sequence
 
 import numpy as np
 import torch
+from tgvkv_kernels.select.api import view_units
 
+from ..device import to_device
 from .store import UnitStore
 from .views import KeptUnits
 
@@ -108,7 +111,8 @@ class View(KeptUnits):
     Args:
         span: tree node of the vision span.
         grounding: logical ``[start, end)`` of the prefill's new text that scored the span.
-        kept: ``[L, len(span)]`` bool.
+        columns: ``[N]`` int32 on the device of ``slots``, the kept tokens of each layer, counted from the span's start.
+        counts: kept tokens of each layer.
         slots: ``[len(span)]`` the span's full slots.
         store: where those slots lie.
     """
@@ -116,13 +120,17 @@ class View(KeptUnits):
     __slots__ = ("span", "node", "grounding", "readers", "block")
 
     def __init__(
-        self, span: Node, grounding: tuple[int, int], kept: torch.Tensor, slots: torch.Tensor, store: UnitStore
+        self,
+        span: Node,
+        grounding: tuple[int, int],
+        columns: torch.Tensor,
+        counts: Sequence[int],
+        slots: torch.Tensor,
+        store: UnitStore,
     ):
-        layer, offset = kept.nonzero(as_tuple=True)  # layer-major, positions ascend within a layer
-        ptr = torch.zeros(kept.shape[0] + 1, dtype=torch.int32, device=kept.device)
-        ptr[1:] = kept.sum(1).cumsum(0)
-        positions = (offset + span.start).to(torch.int32)
-        super().__init__([(span.start, span.end)], positions, store.units_of(slots[offset], layer), ptr)
+        layer_ptr = to_device([0, *accumulate(counts)], slots.device)
+        units = view_units(columns, layer_ptr, slots, store.slots)
+        super().__init__([(span.start, span.end)], columns, units, layer_ptr, counts)
         self.span = span
         self.node: Node | None = None
         self.grounding = grounding

@@ -12,32 +12,40 @@ class KeptUnits:
 
     Attributes:
         spans: logical ``[start, end)`` of the spans, ascending.
-        positions: ``[N]`` int32 logical positions, layer-major, ascending within a layer.
+        columns: ``[N]`` int32, layer by layer, ascending within a layer: the kept tokens, counted through the spans.
         units: ``[N]`` flat unit ids of the same tokens.
         layer_ptr: ``[L+1]`` int32 on the device; layer ``l`` owns ``[layer_ptr[l], layer_ptr[l+1])``.
         version: grows when the units move; tables built from older ids are stale.
     """
 
-    __slots__ = ("spans", "positions", "units", "layer_ptr", "version", "_counts")
+    __slots__ = ("spans", "columns", "units", "layer_ptr", "version", "_counts")
 
     def __init__(
         self,
         spans: Sequence[tuple[int, int]],
-        positions: torch.Tensor,
+        columns: torch.Tensor,
         units: torch.Tensor,
         layer_ptr: torch.Tensor,
+        counts: Sequence[int] | None = None,
     ):
         self.spans = list(spans)
-        self.positions, self.units, self.layer_ptr = positions, units, layer_ptr
+        self.columns, self.units, self.layer_ptr = columns, units, layer_ptr
         self.version = 0
-        self._counts: list[int] | None = None
+        self._counts = counts
 
     def __len__(self) -> int:
         return int(self.units.numel())
 
     @property
-    def counts(self) -> list[int]:
-        """Kept units of each layer, on the host (read once; synchronises on CUDA)."""
+    def positions(self) -> torch.Tensor:
+        """``[N]`` logical positions of the units."""
+        if len(self.spans) == 1:
+            return self.columns + self.spans[0][0]
+        return torch.cat([torch.arange(*span) for span in self.spans]).to(self.columns.device)[self.columns.long()]
+
+    @property
+    def counts(self) -> Sequence[int]:
+        """Kept units of each layer, on the host (if it was not told, read once; that waits for a device)."""
         if self._counts is None:
             self._counts = self.layer_ptr.diff().tolist()
         return self._counts

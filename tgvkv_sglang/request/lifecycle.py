@@ -171,8 +171,8 @@ class Lifecycle:
         state.selections += 1
         nodes, views, at = inserted.span_nodes(), [], 0
         for span in state.plan.select:
-            node, kept = nodes[span.start], choice.kept[:, at : at + len(span)]
-            view = View(node, (state.plan.start, state.prompt_len), kept, node.value, self.tree.store)
+            node, kept = nodes[span.start], choice.part(at, len(span))
+            view = View(node, (state.plan.start, state.prompt_len), *kept, node.value, self.tree.store)
             views.append(self.tree.attach(view, inserted.node))
             at += len(span)
         return views

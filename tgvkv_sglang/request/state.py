@@ -11,12 +11,10 @@ from ..config import TgvConfig
 from ..errors import NeverScoredError
 from ..kv.nodes import View
 from ..kv.radix import Match
-from ..kv.store import UnitStore
-from ..kv.views import KeptUnits, ViewTable
-from ..registry import load_budget_rule, load_policy
-from ..selection.choose import Choice, choose, choose_on_device, confirm
-from ..selection.grounding import Grounding, Kept
-from ..selection.policy import Model
+from ..kv.views import ViewTable
+from ..registry import load_budget_rule, load_policy, load_scope
+from ..selection.choose import Choice, Quota
+from ..selection.grounding import Grounding
 from ..types import Span
 from .plan import PrefillPlan, plan_prefill
 
@@ -27,9 +25,8 @@ class Phase(Enum):
     PLANNED = auto()
     """Its prefix is matched (as often as SGLang likes); what its prefill does follows from the last match."""
     SCORING = auto()
-    """A chunk of its prefill was prepared: the plan stands, and vision is scored if there is a selection to make."""
-    CHOSEN = auto()
-    """The selection is made on the device; decode may go through it, the tree does not know of it yet (zero bubble)."""
+    """A chunk of its prefill was prepared: the plan stands, and vision is scored if there is a selection to make. After
+    the last chunk its grounding has chosen, and decode may go through that; the tree does not know of it yet."""
     DECODING = auto()
     """Its views hang on the tree, and decode attends through them."""
     GONE = auto()
@@ -60,21 +57,20 @@ class RequestState:
         self.views: list[View] = []
         self.selections = 0
         self.selection_failed = False
-        self._policy, self._rule = load_policy(config.policy), load_budget_rule(config.scope)
+        self._policy, self._rule = load_policy(config.policy), load_budget_rule(config.budget)
+        self._scope = load_scope(config.scope)
         self._match: Match | None = None
         self._plan: PrefillPlan | None = None
         self._resume: list[View] = []
         self._page_row: torch.Tensor | None = None
         self._decode_table: ViewTable | None = None
-        self._early: Kept | None = None
-        self._early_units: KeptUnits | None = None
 
     # -- prefill -------------------------------------------------------------------------------------------------
 
     def matched(self, match: Match) -> None:
         """The prefix is ``match``, until it is matched again or its prefill begins."""
         self.phase, self._match, self._plan = Phase.PLANNED, match, None
-        self.grounding = self._decode_table = self._early = self._early_units = None
+        self.grounding = self._decode_table = None
 
     @property
     def plan(self) -> PrefillPlan:
@@ -84,7 +80,7 @@ class RequestState:
             self._plan = plan_prefill(self._match, self.vision, self.prompt_len, self._policy, cap, self._resume)
         return self._plan
 
-    def begin_chunk(self, start: int, model: Model) -> Grounding | None:
+    def begin_chunk(self, start: int) -> Grounding | None:
         """A chunk of the prefill, from position ``start`` on, is about to run; returns what it is to be scored by.
 
         After a retraction a prefill runs on past the prompt, and a chunk may hold generated tokens alone: None, as for
@@ -93,42 +89,34 @@ class RequestState:
         if self.phase is Phase.PLANNED:
             self.phase = Phase.SCORING
         if self.grounding is None and len(self.plan.text):
-            new_text = (self.plan.start, self.prompt_len)
-            self.grounding = Grounding(self.plan.select, self.plan.text, new_text, model, self._policy)
+            quota = Quota(self._scope, self.config.exact_retention, self.plan.budgeted_tokens)
+            how = self._policy, self._rule, quota
+            self.grounding = Grounding(self.rid, self.plan.select, self.plan.text, *how)
         return self.grounding if start < self.prompt_len else None
 
-    def scored(self, store: UnitStore) -> None:
-        """The last layer is scored: with zero bubble the choice is made here, on the device."""
-        if self.config.zero_bubble:
-            self._early = choose_on_device(self.grounding.result(), self._rule, self.config.exact_retention)
-            self._early_units = self.grounding.kept_units(self._early, store)
-            self.phase = Phase.CHOSEN
-
     def choose(self) -> Choice:
-        """What the finished prefill selects; what was chosen early stays chosen.
+        """What the finished prefill selected on the device.
 
         Raises:
             SelectionError: its scores cannot be selected on.
         """
         if self.grounding is None:
             raise NeverScoredError(f"no layer was scored, {len(self.plan.text)} tokens of text should have been")
-        scores = self.grounding.result()
-        if self._early is not None:
-            return confirm(self._early, scores)
-        return choose(scores, self._rule, self.config.exact_retention, self.plan.budgeted_tokens)
+        return self.grounding.choice()
 
     # -- what attention goes through -----------------------------------------------------------------------------
 
     def table(self, decode: bool) -> ViewTable | None:
         """What the next forward attends through instead of the spans in the request's row.
 
-        A decode step may be launched before the scheduler has seen the prefill's result (zero bubble); it goes through
-        the early selection, which the tree's views will equal.
+        A decode step may be launched before the scheduler has seen the prefill's result; it goes through what was
+        chosen on the device, which the tree's views will equal.
         """
         if not decode:
             return self.plan.table
-        if self._decode_table is None and self.phase in (Phase.PLANNED, Phase.SCORING, Phase.CHOSEN):
-            parts = [*self.plan.kept_views, *([self._early_units] if self._early_units is not None else [])]
+        if self._decode_table is None and self.phase in (Phase.PLANNED, Phase.SCORING):
+            chosen = self.grounding.chosen if self.grounding is not None else None
+            parts = [*self.plan.kept_views, *([chosen.units] if chosen is not None else [])]
             self._decode_table = ViewTable(parts) if parts else None
         return self._decode_table
 
@@ -151,7 +139,7 @@ class RequestState:
     def _settle(self, views: list[View]) -> None:
         self._resume = views
         self._decode_table = ViewTable(views) if views else None
-        self.grounding = self._early = self._early_units = None
+        self.grounding = None
 
     def leave(self) -> list[View]:
         """The request leaves (finished, aborted or retracted); returns the views it was using."""

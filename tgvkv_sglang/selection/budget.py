@@ -5,8 +5,12 @@ text-weighted ranking (TWR: which ones; ``tgv.py``) and text-prioritised retenti
 Formulas: docs/design.md "Selection". ``L`` layers, ``V`` vision tokens in full, ``n`` tokens; a mass is dimensionless
 (attention summed over text queries and vision keys), a budget counts tokens.
 
-Budgets exist twice: here on the host, exact, as traces and the oracle have them; and in the ``select`` kernel in
-float64, for the choice that a decode step cannot wait for the host to make (``--tgvkv-zero-bubble``).
+Two things decide a layer's budget. The **scope** (``--tgvkv-scope``, here) says how many tokens are kept in all, and
+makes integers of the layers' weights. The **budget rule** (``--tgvkv-budget``, ``budget_rules.py``) says what a layer
+weighs; TVB weighs it by its mass.
+
+Budgets exist twice: here on the host, exact, for totals that depend on the masses; and in the ``select`` kernel in
+float64, for totals that are known beforehand, so that nothing waits for the host.
 """
 
 from __future__ import annotations
@@ -18,8 +22,8 @@ from typing import Protocol, Sequence
 from ..errors import SelectionError
 
 
-class BudgetRule(Protocol):
-    """How many vision tokens each layer keeps."""
+class Scope(Protocol):
+    """How many vision tokens are kept, in all and (from the layers' weights) in each layer."""
 
     def total(self, layers: int, vision_tokens: int, retention: Fraction) -> int | None:
         """Units kept in all, if that is known before any score is; else None."""
@@ -28,7 +32,7 @@ class BudgetRule(Protocol):
         """Vision tokens to keep in each layer, 0..vision_tokens.
 
         Args:
-            masses: L finite numbers >= 0, what each layer weighs.
+            masses: L finite numbers >= 0, what each layer weighs (a budget rule's).
             vision_tokens: vision tokens to choose from. tokens: those and the prompt's text.
             retention: in (0, 1], exact.
         """
@@ -135,7 +139,7 @@ def total_budget(masses: Sequence[float], vision_tokens: int, tokens: int, reten
     return [min(max(k - text, 0), vision_tokens) for k in keep]
 
 
-class VisionBudget:
+class VisionScope:
     """``--tgvkv-scope vision``: a share of the vision tokens, in all exactly :func:`vision_total`."""
 
     def total(self, layers: int, vision_tokens: int, retention: Fraction) -> int:
@@ -145,7 +149,7 @@ class VisionBudget:
         return vision_budget(masses, vision_tokens, retention)
 
 
-class TotalBudget:
+class TotalScope:
     """``--tgvkv-scope total``, the paper's: a share of all tokens, text first."""
 
     def total(self, layers: int, vision_tokens: int, retention: Fraction) -> None:

@@ -1,20 +1,32 @@
-"""What a scoring policy is: which text asks, and what one layer's attention makes of each vision token.
+"""What a scoring policy is: which tokens ask, and what their attention makes of each vision token.
 
 A policy is one class in one file; its name is a line in :mod:`tgvkv_sglang.registry`, or an entry point of another
 package. It never decides how much is kept (a budget rule does), and never touches text (which is always kept).
+
+All requests of a prefill batch that end their prompt in it are scored together, in blocks of layers, once the blocks'
+attention has run. A policy in plain torch inherits from :class:`LayerByLayer` and writes ``score_layer`` alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Callable, Mapping, Protocol, Sequence
 
 import torch
+from tgvkv_kernels.batch_scores.plan import ScorePlan
 
+from ..device import upload
 from ..kv.store import UnitStore
 from ..types import Span
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _identity(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -23,30 +35,64 @@ class Model:
 
     Attributes:
         layers: layers of this server.
-        heads: query heads of the whole model (all tensor-parallel ranks).
-        reduce: sums a tensor over tensor-parallel ranks; identity on one rank.
+        heads: query heads of the whole model (all tensor-parallel ranks). ranks: how many those are.
+        reduce, reduce_max: sum and maximum of a tensor over tensor-parallel ranks; identity on one rank.
     """
 
     layers: int
     heads: int
-    reduce: Reduce = lambda tensor: tensor
+    reduce: Reduce = _identity
+    reduce_max: Reduce = _identity
+    ranks: int = 1
+
+    @property
+    def rank_heads(self) -> int:
+        """Query heads of this rank."""
+        return self.heads // self.ranks
+
+    def sums(self, *parts: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The parts, all ``[l, ...]`` of one dtype, summed over ranks in one collective."""
+        if self.reduce is _identity:
+            return parts
+        lengths = [part.shape[1] for part in parts]
+        return self.reduce(torch.cat(parts, 1)).split(lengths, 1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request as scoring sees it: whose queries were kept, and what they choose from. All on the host.
+
+    Attributes:
+        name: stays the same for the request's whole life and on every rank (not a path: clients may write it).
+        text: ``[T]`` int64 ascending logical positions of the queries (what ``Policy.query_positions`` answered).
+        vision: ``[V]`` int64 ascending logical positions of the vision tokens.
+        spans: the vision spans that those come from, ascending.
+    """
+
+    name: str
+    text: torch.Tensor
+    vision: torch.Tensor
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """One layer of a finished prefill, as far as this rank's heads see it.
+    """One layer of one request's finished prefill, as far as this rank's heads see it.
 
     Attributes:
-        q: ``[T, Hq, D]`` queries of the text that asks, after rotary embedding.
+        request: whose. layer: index of the layer, 0 is the server's first.
+        q: ``[T, Hq, D]`` queries that were asked for, after rotary embedding.
         lse_e: ``[T, Hq]`` natural log-sum-exp of their attention rows, so that ``A = exp(q.k * scale - lse_e)``.
         text_positions, vision_positions: ``[T]``, ``[V]`` int64 logical positions, on the device. A query sees what
             stands at its own position and before.
         text_units, vision_units: ``[T]``, ``[V]`` where their K and V lie in ``store``.
         store: the KV pool.
         scale: softmax scale.
-        model: number of heads in all, and the sum over ranks.
+        model: number of heads in all, and reductions over ranks.
     """
 
+    request: Asked
+    layer: int
     q: torch.Tensor
     lse_e: torch.Tensor
     text_positions: torch.Tensor
@@ -60,7 +106,7 @@ class LayerInputs:
 
 @dataclass(frozen=True)
 class LayerScores:
-    """What a policy says of one layer, the same on every rank.
+    """What a policy says of one layer of one request, the same on every rank.
 
     Attributes:
         scores: ``[V]`` float32, higher = keep.
@@ -71,6 +117,76 @@ class LayerScores:
     scores: torch.Tensor
     mass: torch.Tensor
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LayerBlock:
+    """Some layers of a prefill batch, of all its requests that one policy scores; this rank's heads.
+
+    Tokens lie one request after the other: T queries and V vision tokens in all, of S requests.
+
+    Attributes:
+        requests: the S requests. plan: their lengths and positions as the kernels take them.
+        first: index of the block's first layer.
+        q: ``[l, T, Hq, D]`` contiguous, after rotary embedding. lse_b2: ``[l, T, Hq]`` float32, base 2.
+        text_slots, vision_slots: ``[T]``, ``[V]`` int32 slots, on the device.
+        store, scale, model: as in :class:`LayerInputs`.
+    """
+
+    requests: Sequence[Asked]
+    plan: ScorePlan
+    first: int
+    q: torch.Tensor
+    lse_b2: torch.Tensor
+    text_slots: torch.Tensor
+    vision_slots: torch.Tensor
+    store: UnitStore
+    scale: float
+    model: Model
+
+    @property
+    def layers(self) -> int:
+        return self.q.shape[0]
+
+    @cached_property
+    def text_parts(self) -> list[slice]:
+        """Each request's queries."""
+        return parts_of([len(request.text) for request in self.requests])
+
+    @cached_property
+    def vision_parts(self) -> list[slice]:
+        """Each request's vision tokens."""
+        return parts_of([len(request.vision) for request in self.requests])
+
+    @cached_property
+    def _positions(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        device = self.q.device
+        return [(upload(request.text, device), upload(request.vision, device)) for request in self.requests]
+
+    def inputs(self, layer: int, request: int) -> LayerInputs:
+        """The ``layer``-th of this block for the ``request``-th of its requests."""
+        text, vision = self.text_parts[request], self.vision_parts[request]
+        index = self.first + layer
+        units = (self.store.units_of(s, index) for s in (self.text_slots[text], self.vision_slots[vision]))
+        q, lse_e = self.q[layer, text], self.lse_b2[layer, text] * math.log(2)
+        return LayerInputs(self.requests[request], index, q, lse_e, *self._positions[request], *units,
+                           store=self.store, scale=self.scale, model=self.model)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """What a policy says of a :class:`LayerBlock`, the same on every rank.
+
+    A request's values have the same bits whatever other requests are in the batch.
+
+    Attributes:
+        scores: ``[l, V]`` float32, higher = keep. mass: ``[l, S]`` float32, >= 0, not finite where a score is not.
+        extras: of each request, further tensors ``[l, ...]`` for traces, by name.
+    """
+
+    scores: torch.Tensor
+    mass: torch.Tensor
+    extras: Sequence[Mapping[str, torch.Tensor]]
 
 
 class Policy(Protocol):
@@ -88,5 +204,33 @@ class Policy(Protocol):
             int64 ``[T]`` on the host, ascending, in ``[start, end)``; empty: nothing is selected.
         """
 
+    def score(self, block: LayerBlock) -> BlockScores:
+        """Score some layers, once, when all of their K and V are in the pool."""
+
+
+class LayerByLayer:
+    """A policy in plain torch: it scores one layer of one request at a time, in :meth:`score_layer`."""
+
     def score_layer(self, layer: LayerInputs) -> LayerScores:
-        """Score one layer, once, when all of the prefill's K and V are in the pool."""
+        raise NotImplementedError
+
+    def score(self, block: LayerBlock) -> BlockScores:
+        """See :class:`Policy`. Dozens of small launches a layer and request: for comparisons, not for load."""
+        done = [
+            [self.score_layer(block.inputs(layer, request)) for layer in range(block.layers)]
+            for request in range(len(block.requests))
+        ]
+        scores = torch.cat([torch.stack([layer.scores.float() for layer in own]) for own in done], 1)
+        mass = torch.stack([torch.stack([_mass(layer) for layer in own]) for own in done], 1)
+        extras = [{name: torch.stack([layer.extras[name] for layer in own]) for name in own[0].extras} for own in done]
+        return BlockScores(scores, mass, extras)
+
+
+def _mass(layer: LayerScores) -> torch.Tensor:
+    return torch.where(torch.isfinite(layer.scores).all(), layer.mass.float(), math.nan)
+
+
+def parts_of(lengths: Sequence[int]) -> list[slice]:
+    """Where pieces of these lengths lie, one after the other."""
+    ends = list(accumulate(lengths))
+    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Sequence
 
 import torch
-from tgvkv_kernels.text_weights.api import text_weights
-from tgvkv_kernels.vision_scores.api import vision_scores
+from tgvkv_kernels.batch_scores.api import batch_text_weights, batch_vision_scores
 
 from ..types import Span
-from .policy import LayerInputs, LayerScores
+from .policy import BlockScores, LayerBlock
 
 
 def text_after_vision(spans: Sequence[Span], start: int, end: int, cap: int) -> torch.Tensor:
@@ -36,20 +35,14 @@ class Tgv:
     def query_positions(self, spans: Sequence[Span], start: int, end: int, cap: int) -> torch.Tensor:
         return text_after_vision(spans, start, end, cap)
 
-    def score_layer(self, layer: LayerInputs) -> LayerScores:
-        store, heads, reduce = layer.store, layer.model.heads, layer.model.reduce
-        keys = store.k_flat[layer.text_units]
-        weights = reduce(text_weights(layer.q, keys, layer.lse_e, layer.scale, total_q_heads=heads))
-        scores, mass = vision_scores(
-            layer.q,
-            layer.lse_e,
-            weights,
-            store.k_flat,
-            layer.vision_units,
-            layer.text_positions,
-            layer.vision_positions,
-            layer.scale,
-            total_q_heads=heads,
+    def score(self, block: LayerBlock) -> BlockScores:
+        store, model = block.store, block.model
+        layers = block.first, store.slots, block.scale
+        stash = block.plan, block.q, block.lse_b2
+        weights = batch_text_weights(*stash, store.k_flat, block.text_slots, *layers, total_q_heads=model.heads)
+        (weights,) = model.sums(weights)
+        scores, mass = batch_vision_scores(
+            *stash, weights, store.k_flat, block.vision_slots, *layers, total_q_heads=model.heads
         )
-        summed = reduce(torch.cat([scores, mass[None]]))
-        return LayerScores(summed[:-1], summed[-1], {"text_weights": weights})
+        scores, mass = model.sums(scores, mass)
+        return BlockScores(scores, mass, [{"text_weights": weights[:, part]} for part in block.text_parts])

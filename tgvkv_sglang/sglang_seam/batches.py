@@ -1,4 +1,4 @@
-"""Hooks that carry per-request state from the scheduler to the backend, and order selection before decode."""
+"""The hook that carries per-request state from the scheduler to the backend."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from .requests import state_of
 from .server_args import config_of
 
 _current: list[RequestState | None] | None = None
+_page_rows: list[int] = []
 
 
 def current_states() -> list[RequestState | None] | None:
     """States of the batch whose forward is being prepared, by row; None when no request of it has one."""
     return _current
+
+
+def page_rows() -> list[int]:
+    """Page-table rows of the same batch, as the host knows them; empty when no request of it has a state."""
+    return _page_rows
 
 
 def states_of(forward_batch: Any) -> list[RequestState | None] | None:
@@ -35,32 +41,7 @@ def states_of(forward_batch: Any) -> list[RequestState | None] | None:
 
 def after_init_new(result: Any, cls: type, batch: Any, model_runner: Any, **kwargs: Any) -> None:
     """Runs right before the forward of ``batch``, in the same thread."""
-    global _current
+    global _current, _page_rows
     states = [state_of(req) for req in batch.reqs] if config_of(model_runner.server_args) is not None else []
     _current = states if any(state is not None for state in states) else None
-
-
-def is_disable_overlap_for_batch(original: Any, self: Any, batch: Any, last_batch: Any) -> bool:
-    """Process a finished prefill before the decode step that would race its selection; all else overlaps as in SGLang.
-
-    With ``--tgvkv-zero-bubble`` that step goes through the selection made on the device, and nothing is held back.
-    The queued batch's own copy tells its mode: ``last_batch`` may have been turned into the decode batch already.
-    """
-    if original(self, batch, last_batch):
-        return True
-    config = config_of(self.server_args)
-    if config is None or config.zero_bubble or not self.result_queue:
-        return False
-    if batch is None or not batch.forward_mode.is_decode():
-        return False
-    queued = self.result_queue[0][0]
-    return queued.forward_mode.is_extend() and any(_selects(req) and req in batch.reqs for req in queued.reqs)
-
-
-def _selects(req: Any) -> bool:
-    """Whether a request of a queued prefill has scores to select from.
-
-    If it also decodes next, that prefill was its last chunk: SGLang keeps a request out of decode until then.
-    """
-    state = state_of(req)
-    return state is not None and state.grounding is not None
+    _page_rows = [req.req_pool_idx for req in batch.reqs] if _current is not None else []

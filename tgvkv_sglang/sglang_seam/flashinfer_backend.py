@@ -17,18 +17,18 @@ from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.model_runner import ModelRunner
-from tgvkv_kernels.common.lse import lse_b2_to_e
 from tgvkv_kernels.dense_rows.api import dense_rows
 from tgvkv_kernels.warm_up import ModelShape, warm_up
 
 from ..attention.batch_tables import Tables
 from ..attention.merge import merge_views
 from ..attention.planner import Step, ViewPlanner
-from ..attention.rows import Attendees, stash_and_score
+from ..attention.rows import Attendees
 from ..errors import NotSelfAttentionError, UnsupportedServerError
 from ..kv.store import UnitStore
-from .batches import current_states, states_of
-from .tensor_parallel import model_of, rank_query_heads
+from .batches import current_states, page_rows, states_of
+from .server_args import config_of
+from .tensor_parallel import model_of
 
 
 @dataclass
@@ -61,12 +61,14 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
                 "differ; on CUDA they must not: serve this model without --attention-backend tgvkv."
             )
         order_moves(self._store, model_runner)
+        model = model_of(model_runner)
         if self._store.device.type == "cuda":
             keys = self._store.k_flat
-            shape = ModelShape(rank_query_heads(model_runner), *keys.shape[1:], keys.dtype, self._store.layers)
+            shape = ModelShape(model.rank_heads, *keys.shape[1:], keys.dtype, self._store.layers)
             warm_up(shape, keys.device)
         self._first_layer = self.token_to_kv_pool.start_layer
-        self._planner = ViewPlanner(self._store, model_of(model_runner), self.req_to_token_pool.req_to_token)
+        stash_bytes = config_of(model_runner.server_args).stash_bytes
+        self._planner = ViewPlanner(self._store, model, self.req_to_token_pool.req_to_token, stash_bytes)
         self._step: Step | None = None
         self._capturing = False
         self._graph_wrappers: dict[bool, dict] = {False: self.decode_cuda_graph_metadata, True: {}}
@@ -86,8 +88,7 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             return self._planner.decode(states)
         prefixes, counts = forward_batch.extend_prefix_lens_cpu, forward_batch.extend_seq_lens_cpu
         lengths = [int(p) + int(n) for p, n in zip(prefixes, counts, strict=True)]
-        rows = self._planner.prefill_rows(states, prefixes, lengths, forward_batch.req_pool_indices)
-        return self._planner.prefill(rows)
+        return self._planner.prefill(self._planner.prefill_rows(states, prefixes, lengths), page_rows())
 
     def _prepare_dequant_workspace_metadata_for_extend(
         self, forward_batch: ForwardBatch, use_ragged: bool = False
@@ -142,9 +143,8 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         wrapper = self.forward_metadata.prefill_wrappers[0]
         q, out, lse_b2 = self._attend(wrapper, q, k, v, layer, forward_batch, save_kv_cache, causal=True)
-        index = layer.layer_id - self._first_layer
-        for row, text_rows in self._step.scoring:
-            stash_and_score(row, index, q[text_rows], lse_b2_to_e(lse_b2[text_rows]), self._store, layer.scaling)
+        if self._step.scoring is not None:
+            self._step.scoring.add(layer.layer_id - self._first_layer, q, lse_b2, layer.scaling)
         return out.view(-1, layer.tp_q_head_num * layer.head_dim)
 
     def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True):

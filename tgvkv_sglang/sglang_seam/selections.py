@@ -63,23 +63,25 @@ def write_trace(held: HeldRequest, choice: Choice) -> None:
     """Write a selection's trace; one that cannot be written costs the trace alone."""
     state, req, config = held.state, held.req, held.state.config
     grounding, ids = state.grounding, np.asarray(req.origin_input_ids, dtype=np.int64)
-    scores = grounding.result()
+    asked, chosen = grounding.asked, grounding.chosen
     arrays = {
         "token_ids": ids,
         "spans": np.array([(s.kind, s.start, s.end) for s in with_text(state.vision, len(ids))], dtype=np.int64),
-        "vision_positions": grounding.vision_positions.numpy(),
-        "grounding_positions": grounding.text_positions.numpy(),
-        "scores": scores.scores.float().cpu().numpy(),
-        "layer_mass": scores.layer_mass.float().cpu().numpy(),
+        "vision_positions": asked.vision.numpy(),
+        "grounding_positions": asked.text.numpy(),
+        "scores": chosen.scores.float().cpu().numpy(),
+        "layer_mass": chosen.mass.float().cpu().numpy(),
+        "layer_weights": chosen.weights.float().cpu().numpy(),
         "budget": np.asarray(choice.budget, dtype=np.int64),
-        "kept": choice.kept.cpu().numpy(),
-        **{name: extra.float().cpu().numpy() for name, extra in scores.extras.items()},
+        "kept": choice.mask(),
+        **{name: extra.float().cpu().numpy() for name, extra in chosen.extras.items()},
     }
     meta = {
         "rid": state.rid,
         "retention": config.retention,
         "scope": config.scope,
         "policy": config.policy,
+        "budget_rule": config.budget,
         "grounding_cap": config.grounding_cap,
         "grids": image_grids(req.multimodal_inputs),
         "versions": {"tgvkv-sglang": __version__, "sglang": SGLANG_VERSION, "torch": torch.__version__},

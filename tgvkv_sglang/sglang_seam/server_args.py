@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 from typing import Any
 
 from ..config import TgvConfig
@@ -10,6 +11,7 @@ from ..flags import BACKEND, FLAGS, add_flags, config_from
 from . import active
 from .refusals import refuse, refuse_model
 
+logger = logging.getLogger(__name__)
 _parsed: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar("tgvkv_parsed_flags", default=None)
 
 
@@ -42,10 +44,11 @@ def init(original: Any, self: Any, *args: Any, **kwargs: Any) -> None:
         active.require(f"--attention-backend {BACKEND}")
         if kwargs.get("radix_cache_backend") in (None, BACKEND):
             kwargs["radix_cache_backend"] = BACKEND
+    if asked:
+        object.__setattr__(self, "_tgvkv", config)
     original(self, *args, **kwargs)
     if asked:
         refuse(self)
-        object.__setattr__(self, "_tgvkv", config)
 
 
 def get_model_config(result: Any, self: Any) -> None:
@@ -55,6 +58,20 @@ def get_model_config(result: Any, self: Any) -> None:
     """
     if BACKEND in (self.attention_backend, self.prefill_attention_backend, self.decode_attention_backend):
         refuse_model(result)
+        _bound_stash(self, result)
+
+
+def _bound_stash(server_args: Any, model_config: Any) -> None:
+    """As many grounding tokens as the stash holds, counted over all ranks: kept sets do not depend on their number."""
+    config = config_of(server_args)
+    if config is None:
+        return
+    row = model_config.head_dim * model_config.dtype.itemsize + 4
+    bounded = config.within(model_config.num_hidden_layers * model_config.num_attention_heads * row)
+    if bounded != config:
+        logger.info("tgvkv: --tgvkv-stash-mib %d holds the queries of %d text tokens; of a longer question the last %d "
+                    "choose what is kept", config.stash_mib, *[bounded.grounding_cap] * 2)  # fmt: skip
+        object.__setattr__(server_args, "_tgvkv", bounded)
 
 
 def config_of(server_args: Any) -> TgvConfig | None:

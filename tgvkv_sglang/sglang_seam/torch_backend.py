@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.layers.radix_attention import AttentionType
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.model_runner import ModelRunner
 
 from ..attention.planner import ViewPlanner
-from ..attention.rows import Row, decode_rows, stash_and_score
+from ..attention.rows import Row, decode_rows
 from ..attention.torch_cpu import KeyRows, Keys, attend, row_lse_e, visible
 from ..errors import NotSelfAttentionError
-from .batches import states_of
+from ..selection.scoring import PrefillScoring
+from .batches import page_rows, states_of
+from .server_args import config_of
 from .tensor_parallel import model_of
 
 
@@ -25,19 +29,23 @@ class TgvTorchBackend(TorchNativeAttnBackend):
         self._store = self.token_to_kv_pool.store
         self._first_layer = self.token_to_kv_pool.start_layer
         self._rows: list[tuple[Row, KeyRows | None]] | None = None
-        self._planner = ViewPlanner(self._store, model_of(model_runner), self.req_to_token_pool.req_to_token)
+        self._scoring: PrefillScoring | None = None
+        stash_bytes = config_of(model_runner.server_args).stash_bytes
+        page_table = self.req_to_token_pool.req_to_token
+        self._planner = ViewPlanner(self._store, model_of(model_runner), page_table, stash_bytes)
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
         super().init_forward_metadata(forward_batch)
         states = states_of(forward_batch)
-        self._rows = None
+        self._rows = self._scoring = None
         if states is None:
             return
         lengths, indices = forward_batch.seq_lens.tolist(), forward_batch.req_pool_indices
         if forward_batch.forward_mode.is_decode():
             rows = decode_rows(states, lengths)
         else:
-            rows = self._planner.prefill_rows(states, forward_batch.extend_prefix_lens_cpu, lengths, indices)
+            rows = self._planner.prefill_rows(states, forward_batch.extend_prefix_lens_cpu, lengths)
+            self._scoring = self._planner.scoring(rows, page_rows())
         self._rows = [(row, self._keys(row, index)) for row, index in zip(rows, indices.tolist(), strict=True)]
 
     def _keys(self, row: Row, index: int) -> KeyRows | None:
@@ -63,6 +71,7 @@ class TgvTorchBackend(TorchNativeAttnBackend):
             self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
         queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         outputs = out.view(-1, layer.tp_q_head_num, layer.v_head_dim)
+        lse_b2 = queries.new_zeros(queries.shape[:2], dtype=torch.float32) if self._scoring is not None else None
         for i, (row, key_rows) in enumerate(self._rows):
             part = slice(row.start, row.end)
             keys = key_rows.layer(layer.layer_id - self._first_layer) if key_rows is not None else None
@@ -72,14 +81,15 @@ class TgvTorchBackend(TorchNativeAttnBackend):
                 positions = torch.arange(row.prefix, row.length)
                 mask = None if row.end - row.start == 1 else visible(positions, keys)
                 outputs[part] = attend(queries[part], keys, self._store, mask, layer.scaling)
-            if row.scores:
-                self._score(queries[part], row, keys, layer)
+            if row.scores and len(row.text):
+                lse_b2[row.text + row.start] = self._row_lse_b2(queries[part][row.text], row, keys, layer.scaling)
+        if self._scoring is not None:
+            self._scoring.add(layer.layer_id - self._first_layer, queries, lse_b2, layer.scaling)
         return out
 
-    def _score(self, q: torch.Tensor, row: Row, keys: Keys, layer: RadixAttention) -> None:
-        q = q[row.text]
-        lse_e = row_lse_e(q, keys, self._store, visible(row.text + row.prefix, keys), layer.scaling)
-        stash_and_score(row, layer.layer_id - self._first_layer, q, lse_e, self._store, layer.scaling)
+    def _row_lse_b2(self, q: torch.Tensor, row: Row, keys: Keys, scale: float) -> torch.Tensor:
+        """Of the rows that are asked for alone; SDPA does not say it."""
+        return row_lse_e(q, keys, self._store, visible(row.text + row.prefix, keys), scale) / math.log(2)
 
     def _stock_extend(self, q, out, layer, forward_batch, i: int) -> None:
         one = slice(i, i + 1)

@@ -1,13 +1,19 @@
 """A prompt of random queries and keys, and how it is scored: by the backend's calls, and densely in numpy."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import torch
 
 from tests.oracle.selection import TEXT, VISION
 from tgvkv_sglang.attention.torch_cpu import KeyRows, row_lse_e, visible
 from tgvkv_sglang.kv.store import UnitStore
+from tgvkv_sglang.registry import load_budget_rule, load_scope
+from tgvkv_sglang.selection.choose import Quota
 from tgvkv_sglang.selection.grounding import Grounding
 from tgvkv_sglang.selection.policy import Model
+from tgvkv_sglang.selection.scoring import Ask, PrefillScoring
 from tgvkv_sglang.selection.tgv import Tgv
 from tgvkv_sglang.types import Span
 
@@ -15,6 +21,7 @@ LAYERS, Q_HEADS, KV_HEADS, DIM, SCALE = 3, 4, 2, 8, 0.31
 KINDS = [TEXT] * 3 + [VISION] * 7 + [TEXT] * 2 + [VISION] * 5 + [TEXT] * 6
 SPANS = [Span(3, 10), Span(12, 17)]
 N = len(KINDS)
+MODEL = Model(LAYERS, Q_HEADS)
 
 
 class Prompt:
@@ -27,6 +34,18 @@ class Prompt:
         self.store = UnitStore(random(LAYERS, slots, KV_HEADS, DIM), random(LAYERS, slots, KV_HEADS, DIM + 1))
         self.q = random(LAYERS, N, Q_HEADS, DIM)
         self.row = 1 + torch.randperm(slots - 1, generator=rng)[:N].to(torch.int32)
+
+    def beside(self, seed: int) -> "Prompt":
+        """Another prompt in the same pool: other queries, the same slots in another order."""
+        other = Prompt(seed)
+        other.store, other.row = self.store, self.row[torch.randperm(N, generator=torch.Generator().manual_seed(seed))]
+        return other
+
+    def forward_rows(self, layer: int, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries ``[t, Hq, D]`` of a chunk and the natural LSE of their rows ``[t, Hq]``."""
+        keys = KeyRows(self.row[:end], None, self.store).layer(layer)
+        q = self.q[layer, begin:end]
+        return q, row_lse_e(q, keys, self.store, visible(torch.arange(begin, end), keys), SCALE)
 
     def dense(self, layer: int, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Attention by numpy loops over heads: weights [Hq, n, n], outputs [n, Hq, Dv], natural LSE [n, Hq]."""
@@ -42,26 +61,30 @@ class Prompt:
             lses.append(np.log(exp.sum(1)))
         return np.array(weights), np.stack(outputs, 1), np.stack(lses, 1)
 
-    def ground(
-        self, cuts: list[int], start: int = 0, cap: int = 4096, heads: int = Q_HEADS, reduce=None, policy=None
-    ) -> Grounding:
-        """Run a prefill of ``[start, N)`` in chunks that end at ``cuts``, as the backend does."""
+    def begin(self, start: int = 0, cap: int = 4096, policy=None, retention: str = "0.3", scope: str = "vision",
+              spans=SPANS) -> Grounding:  # fmt: skip
         policy = policy or Tgv()
-        text = policy.query_positions(SPANS, start, N, cap)
-        model = Model(LAYERS, heads) if reduce is None else Model(LAYERS, heads, reduce)
-        grounding = Grounding(SPANS, text, (start, N), model, policy)
-        begin = start
-        for end in [*cuts, N]:
-            keys = KeyRows(self.row[:end], None, self.store)
-            rows = grounding.rows(begin, end)
-            if end == N:
-                grounding.locate(self.row)
-            for layer in range(LAYERS):
-                q = self.q[layer, begin:end][rows]
-                if len(rows):
-                    mask = visible(rows + begin, keys.layer(layer))
-                    grounding.add(layer, q, row_lse_e(q, keys.layer(layer), self.store, mask, SCALE))
-                if end == N:
-                    grounding.finish_layer(layer, self.store, SCALE)
-            begin = end
+        quota = Quota(load_scope(scope), Fraction(retention), N)
+        text = policy.query_positions(spans, start, N, cap)
+        return Grounding("random prompt", spans, text, policy, load_budget_rule("tvb"), quota)
+
+    def ground(self, cuts: list[int], start: int = 0, stash_bytes: int = 2**30, model: Model = MODEL, **how) -> Grounding:
+        """Run a prefill of ``[start, N)`` in chunks that end at ``cuts``, as the backend does."""
+        grounding = self.begin(start, **how)
+        for begin, end in zip([start, *cuts], [*cuts, N], strict=True):
+            run([(self, grounding)], begin, end, stash_bytes, model)
         return grounding
+
+
+def run(members: list[tuple[Prompt, Grounding]], begin: int, end: int, stash_bytes: int = 2**30, model: Model = MODEL,
+        layers=range(LAYERS)) -> None:  # fmt: skip
+    """One forward over ``[begin, end)`` of prompts that share a pool, each with a grounding."""
+    store, count = members[0][0].store, end - begin
+    table = torch.stack([prompt.row for prompt, _ in members])
+    asks = [Ask(grounding, grounding.rows(begin, end) + i * count, i, end == N)
+            for i, (_, grounding) in enumerate(members)]  # fmt: skip
+    scoring = PrefillScoring(asks, table, store, model, stash_bytes)
+    for layer in layers:
+        rows = [prompt.forward_rows(layer, begin, end) for prompt, _ in members]
+        q, lse_e = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        scoring.add(layer, q, lse_e / math.log(2), SCALE)

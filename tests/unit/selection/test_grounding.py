@@ -5,50 +5,118 @@ import pytest
 import torch
 
 from tests.oracle.selection import select
-from tests.unit.selection.random_prompt import DIM, KINDS, KV_HEADS, LAYERS, Q_HEADS, SCALE, SPANS, N, Prompt
+from tests.unit.kv.columns import columns_of
+from tests.unit.selection.random_prompt import DIM, KINDS, KV_HEADS, LAYERS, Q_HEADS, SCALE, SPANS, N, Prompt, run
 from tgvkv_sglang.attention.torch_cpu import KeyRows, attend, row_lse_e, visible
 from tgvkv_sglang.errors import NeverScoredError
 from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.kv.views import ViewTable
 from tgvkv_sglang.selection.grounding import Grounding
-from tgvkv_sglang.selection.policy import Model
+from tgvkv_sglang.selection.policy import LayerByLayer, LayerInputs, LayerScores, Model
 from tgvkv_sglang.selection.tgv import Tgv
 from tgvkv_sglang.types import Span
+
+
+def attention_of(prompt: Prompt) -> np.ndarray:
+    return np.stack([prompt.dense(layer, np.tri(N))[0].mean(0) for layer in range(LAYERS)])
+
+
+def numbers(grounding: Grounding) -> list[torch.Tensor]:
+    """Everything that a selection comes from and leads to."""
+    chosen = grounding.chosen
+    assert set(chosen.extras) == {"text_weights"}
+    return [chosen.scores, chosen.mass, chosen.weights, chosen.extras["text_weights"], chosen.units.columns,
+            chosen.units.layer_ptr, chosen.units.units]  # fmt: skip
+
+
+def same_bits(a: Grounding, b: Grounding) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(numbers(a), numbers(b), strict=True))
 
 
 @pytest.mark.parametrize("cuts", [[], [5], [13], [19], [6, 14, 18, 20], list(range(1, N))], ids=str)
 @pytest.mark.parametrize("start", [0, 18])
 def test_scores_equal_the_oracle_however_the_prefill_is_cut(cuts, start):
     prompt = Prompt()
-    attention = np.stack([prompt.dense(layer, np.tri(N))[0].mean(0) for layer in range(LAYERS)])
-    oracle = select(attention, KINDS, 0.3, new_text_start=start)
+    oracle = select(attention_of(prompt), KINDS, 0.3, new_text_start=start)
     grounding = prompt.ground([cut for cut in cuts if cut > start], start)
-    result = grounding.result()
-    assert grounding.complete
-    assert grounding.text_positions.tolist() == oracle.grounding_positions.tolist()
-    assert grounding.vision_positions.tolist() == oracle.vision_positions.tolist()
+    result = grounding.chosen
+    assert grounding.asked.text.tolist() == oracle.grounding_positions.tolist()
+    assert grounding.asked.vision.tolist() == oracle.vision_positions.tolist()
     # the LSE is taken in float32: about 1e-6 relative in exp(logit - lse)
     for got, want in (
         (result.extras["text_weights"], oracle.text_weights),
         (result.scores, oracle.scores),
-        (result.layer_mass, oracle.layer_mass),
+        (result.mass, oracle.layer_mass),
+        (result.weights, oracle.layer_mass),
     ):
         np.testing.assert_allclose(got.numpy(), want, rtol=5e-6)
+    choice = grounding.choice()
+    assert choice.mask().tolist() == oracle.kept.tolist() and choice.budget == oracle.budget.tolist()
+
+
+@pytest.mark.parametrize("cuts", [[13], [6, 14, 18, 20], list(range(1, N))], ids=str)
+def test_chunks_change_no_bit(cuts):
+    assert same_bits(Prompt().ground(cuts), Prompt().ground([]))
+
+
+@pytest.mark.parametrize("stash_bytes", [1, 5000, 2**30])
+@pytest.mark.parametrize("cuts", [[], [19]], ids=str)
+def test_blocks_of_layers_change_no_bit(stash_bytes, cuts):
+    assert same_bits(Prompt().ground(cuts, stash_bytes=stash_bytes), Prompt().ground([]))
+
+
+@pytest.mark.parametrize("stash_bytes", [1, 2**30])
+def test_neighbours_in_a_batch_change_no_bit(stash_bytes):
+    """Three prompts in one forward; the second began in an earlier one, the third has another policy."""
+    prompt = Prompt()
+    members = [prompt, prompt.beside(1), prompt.beside(2)]
+    alone = [one.ground([19], **how) for one, how in zip(members, HOWS, strict=True)]
+    together = [(one, one.begin(**how)) for one, how in zip(members, HOWS, strict=True)]
+    run(together, 0, 19, stash_bytes)
+    assert [grounding.stashed for _, grounding in together] == [4, 4, 4]
+    run(together, 19, N, stash_bytes)
+    for (_, grounding), one in zip(together, alone, strict=True):
+        assert same_bits(grounding, one) and grounding.earlier is None
+        assert grounding.choice().mask().tolist() == one.choice().mask().tolist()
+
+
+class Mean(LayerByLayer):
+    """Each vision token is worth its place."""
+
+    def query_positions(self, spans, start, end, cap):
+        return Tgv().query_positions(spans, start, end, cap)
+
+    def score_layer(self, layer: LayerInputs) -> LayerScores:
+        assert torch.equal(layer.store.units_of(layer.vision_units - layer.layer * layer.store.slots, layer.layer),
+                           layer.vision_units)  # fmt: skip
+        scores = layer.vision_positions.float() * (1 + layer.layer)
+        return LayerScores(scores, scores.mean(), {"text_weights": layer.lse_e.float().sum(1)})
+
+
+HOWS = [{}, {"retention": "0.6"}, {"policy": Mean()}]
+
+
+def test_a_policy_layer_by_layer_is_asked_for_each_layer_of_each_request():
+    prompt = Prompt()
+    grounding = prompt.ground([19], policy=Mean())
+    vision = grounding.asked.vision
+    assert torch.equal(grounding.chosen.scores, torch.stack([vision.float() * k for k in (1, 2, 3)]))
+    assert grounding.choice().budget == [2, 3, 6], "masses are as 1 : 2 : 3, of eleven tokens in all"
+    assert grounding.choice().mask()[2].nonzero()[0].tolist() == list(range(6, 12)), "the last ones are worth most"
 
 
 @pytest.mark.parametrize("cap", [1, 3, 6])
 def test_the_cap_leaves_the_last_text_to_ground(cap):
     prompt = Prompt(1)
-    attention = np.stack([prompt.dense(layer, np.tri(N))[0].mean(0) for layer in range(LAYERS)])
-    capped = select(attention, KINDS, 0.3, new_text_start=N - cap)
-    result = prompt.ground([13], cap=cap).result()
+    capped = select(attention_of(prompt), KINDS, 0.3, new_text_start=N - cap)
+    result = prompt.ground([13], cap=cap).chosen
     np.testing.assert_allclose(result.scores.numpy(), capped.scores, rtol=5e-6)
     np.testing.assert_allclose(result.extras["text_weights"].numpy(), capped.text_weights, rtol=5e-6)
 
 
 def test_tensor_parallel_halves_add_up():
-    """Each rank has half of the heads; its partial sums, added, are the whole model's weights and scores."""
+    """Each rank has half of the heads; what they hand to the sum over ranks adds up to the whole model's numbers."""
     whole = Prompt(2)
     halves = []
     for rank in range(2):
@@ -57,28 +125,27 @@ def test_tensor_parallel_halves_add_up():
         v = whole.store.v_flat.view(LAYERS, -1, KV_HEADS, DIM + 1)[:, :, rank : rank + 1].contiguous()
         half.store, half.q = UnitStore(k, v), whole.q[:, :, 2 * rank : 2 * rank + 2]
         halves.append(half)
-    want = whole.ground([]).result()
-    weights = []
-    for half in halves:
-        seen: list[torch.Tensor] = []
-        half.ground([], reduce=lambda t, seen=seen: seen.append(t) or t)
-        weights.append(seen[0::2])
-    summed = [a + b for a, b in zip(*weights, strict=True)]
-    np.testing.assert_allclose(torch.stack(summed).numpy(), want.extras["text_weights"].numpy(), rtol=5e-6)
-    totals = []
-    for half in halves:
-        calls, seen = iter(range(99)), []
+    want = whole.ground([]).chosen
+    handed: list[list[torch.Tensor]] = [[], []]
+    summed: list[torch.Tensor] = []
 
-        def reduce(tensor, calls=calls, seen=seen):
-            call = next(calls)
-            seen.append(tensor)
-            return summed[call // 2] if call % 2 == 0 else tensor
+    def rank_model(rank: int) -> Model:
+        def reduce(tensor: torch.Tensor) -> torch.Tensor:
+            handed[rank].append(tensor)
+            return summed[len(handed[rank]) - 1] if len(handed[rank]) <= len(summed) else tensor
 
-        half.ground([], reduce=reduce)
-        totals.append(seen[1::2])
-    packed = torch.stack([a + b for a, b in zip(*totals, strict=True)]).numpy()
-    np.testing.assert_allclose(packed[:, :-1], want.scores.numpy(), rtol=5e-6)
-    np.testing.assert_allclose(packed[:, -1], want.layer_mass.numpy(), rtol=5e-6)
+        return Model(LAYERS, Q_HEADS, reduce, ranks=2)
+
+    for _ in range(2):  # the second sum is right once the first one is known
+        handed[:] = [], []
+        for rank, half in enumerate(halves):
+            half.ground([], model=rank_model(rank))
+        assert [len(calls) for calls in handed] == [2, 2], "two collectives, however many layers"
+        summed[:] = [a + b for a, b in zip(*handed, strict=True)]
+    weights, scores_and_mass = summed
+    np.testing.assert_allclose(weights.numpy(), want.extras["text_weights"].numpy(), rtol=5e-6)
+    np.testing.assert_allclose(scores_and_mass[:, :-1].numpy(), want.scores.numpy(), rtol=5e-6)
+    np.testing.assert_allclose(scores_and_mass[:, -1].numpy(), want.mass.numpy(), rtol=5e-6)
 
 
 def test_the_text_that_asks():
@@ -91,19 +158,21 @@ def test_the_text_that_asks():
     assert grounding_positions([], 0, N, 99).tolist() == []
 
 
-def test_an_unfinished_grounding_says_which_layers_are_missing():
-    grounding = Grounding(SPANS, Tgv().query_positions(SPANS, 0, N, 99), (0, N), Model(LAYERS, Q_HEADS), Tgv())
-    assert not grounding.complete
-    with pytest.raises(NeverScoredError, match=r"\[0, 1, 2\] were never scored"):
-        grounding.result()
-
-
-def test_scoring_before_the_tokens_are_located_is_named():
+@pytest.mark.parametrize("layers", [[], [0, 1], [0, 2], [1, 2]], ids=str)
+def test_without_every_layer_nothing_is_chosen(layers):
     prompt = Prompt()
-    grounding = Grounding(SPANS, Tgv().query_positions(SPANS, 0, N, 99), (0, N), Model(LAYERS, Q_HEADS), Tgv())
-    grounding.add(0, prompt.q[0][:1], torch.zeros(1, Q_HEADS))
-    with pytest.raises(NeverScoredError, match="locate"):
-        grounding.finish_layer(0, prompt.store, SCALE)
+    grounding = prompt.begin()
+    run([(prompt, grounding)], 0, N, layers=layers)
+    with pytest.raises(NeverScoredError, match="not every layer was scored with the 8 tokens"):
+        grounding.choice()
+
+
+def test_without_every_chunk_nothing_is_chosen():
+    prompt = Prompt()
+    grounding = prompt.begin()
+    run([(prompt, grounding)], 19, N)
+    with pytest.raises(NeverScoredError, match="not every layer was scored with the 8 tokens"):
+        grounding.choice()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -121,7 +190,7 @@ def test_attention_through_views_is_dense_attention_with_a_mask_per_layer(packed
     for span in SPANS:
         slots = prompt.row[span.start : span.end].long()
         node = Node(np.full(len(span), 10**6), slots, start=span.start, atom=True)
-        view = View(node, (17, N), kept[span], slots, prompt.store)
+        view = View(node, (17, N), *columns_of(kept[span]), slots, prompt.store)
         if packed:
             block = slots[: prompt.store.slots_for(len(view))].clone()
             units = prompt.store.dense_units(block, len(view))

@@ -69,15 +69,6 @@ HOOKS: tuple[Hook, ...] = (
         remove_when="ForwardBatch carries per-request plugin state",
     ),
     Hook(
-        f"{SRT}managers.scheduler.Scheduler.is_disable_overlap_for_batch",
-        "AROUND",
-        "batches:is_disable_overlap_for_batch",
-        ("self", "batch", "last_batch"),
-        how="also true while a prefill waits in the result queue that selects for a request of the decode batch",
-        why="the first decode step of a request must see its selection, made when the prefill's result is processed",
-        remove_when="selection on the forward stream is the default",
-    ),
-    Hook(
         f"{SRT}model_executor.runner.decode_cuda_graph_runner.DecodeCudaGraphRunner.capture_one_shape",
         "AROUND",
         "cuda_graphs:capture_one_shape",

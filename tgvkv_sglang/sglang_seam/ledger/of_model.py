@@ -52,9 +52,10 @@ OF_MODEL: tuple[Members, ...] = (
     Members(
         f"{SRT}configs.model_config.ModelConfig",
         "ATTRIBUTE",
-        ("attention_arch", "attention_chunk_size", "dtype", "has_attention_sinks", "hf_config", "hf_text_config",
-         "is_encoder_decoder", "is_generation", "is_multimodal", "num_attention_heads", "vocab_size"),
-        "model_support,refusals,requests,tensor_parallel",
+        ("attention_arch", "attention_chunk_size", "dtype", "has_attention_sinks", "head_dim", "hf_config",
+         "hf_text_config", "is_encoder_decoder", "is_generation", "is_multimodal", "num_attention_heads",
+         "num_hidden_layers", "vocab_size"),
+        "model_support,refusals,requests,server_args,tensor_parallel",
         how="read; heads are the whole model's", why="models that cannot work are refused; scores are means over heads",
         remove_when=INTERFACE,
     ),
@@ -111,14 +112,14 @@ OF_MODEL: tuple[Members, ...] = (
         remove_when=INTERFACE,
     ),
     Members(
-        f"{SRT}runtime_context.ParallelContext", "ATTRIBUTE", ("attn_tp_group", "attn_tp_rank", "attn_tp_size"),
+        f"{SRT}runtime_context.ParallelContext", "ATTRIBUTE", ("attn_tp_group", "attn_tp_rank"),
         "tensor_parallel",
         how="read", why="scores are summed over ranks; the first rank writes traces", remove_when=INTERFACE,
     ),
     Members(
         f"{SRT}distributed.parallel_state.GroupCoordinator",
-        "ATTRIBUTE", ("device_group", "world_size"), "tensor_parallel",
-        how="read", why="scores are summed over ranks", remove_when=INTERFACE,
+        "ATTRIBUTE", ("all_reduce", "device_group", "world_size"), "tensor_parallel",
+        how="read; `all_reduce` called", why="scores are reduced over ranks", remove_when=INTERFACE,
     ),
     Members(
         f"{SRT}distributed.device_communicators.pynccl.PyNcclCommunicator",

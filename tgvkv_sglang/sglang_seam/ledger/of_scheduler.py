@@ -121,14 +121,8 @@ OF_SCHEDULER: tuple[Members, ...] = (
         remove_when=INTERFACE,
     ),
     Members(
-        f"{SRT}managers.schedule_batch.ScheduleBatch", "ATTRIBUTE", ("forward_mode", "reqs"), "batches",
+        f"{SRT}managers.schedule_batch.ScheduleBatch", "ATTRIBUTE", ("reqs",), "batches",
         how="read", why="the requests of a batch", remove_when=REQUEST_STATE,
-    ),
-    Members(
-        f"{SRT}managers.scheduler.Scheduler", "ATTRIBUTE", ("result_queue", "server_args"), "batches",
-        how="read; `result_queue[0][0]` is the oldest launched batch, a copy that keeps its mode",
-        why="whether a prefill with vision waits to be processed",
-        remove_when="selection on the forward stream is the default",
     ),
     Members(
         f"{SRT}managers.scheduler_components.invariant_checker.SchedulerInvariantChecker",
@@ -145,7 +139,7 @@ OF_SCHEDULER: tuple[Members, ...] = (
     ),
     Members(
         f"{SRT}model_executor.forward_batch_info.ForwardMode",
-        "ATTRIBUTE", ("is_decode", "is_extend", "is_idle"), "batches,cuda_graphs,flashinfer_backend,torch_backend",
+        "ATTRIBUTE", ("is_decode", "is_idle"), "batches,cuda_graphs,flashinfer_backend,torch_backend",
         how="called", why="prefill, decode, or a batch of nothing", remove_when=INTERFACE,
     ),
     # -- the radix cache -----------------------------------------------------------------------------------------
