@@ -99,7 +99,7 @@ def variants_after_warm_up(shape):
 
 def launch_at(shape, start, count):
     """Every launch with ``count`` of everything, index tensors starting ``start`` elements into an allocation."""
-    from tgvkv_kernels.batch_scores.launch import launch_column_sums
+    from tgvkv_kernels.batch_scores.launch import KINDS, launch_column_sums
     from tgvkv_kernels.dense_rows.launch import launch_dense_rows
     from tgvkv_kernels.pack_units.launch import launch_pack_units
     from tgvkv_kernels.select import launch as select
@@ -120,12 +120,13 @@ def launch_at(shape, start, count):
     )
     for slots in (i32, i64):
         where = (flat, slots, 3, 77 + start, 1.0, shape.q_heads)
-        launch_column_sums(plan, plan.text, q[None], lse[None], None, *where)
-        launch_column_sums(plan, plan.vision, q[None], lse[None], weights[None], *where)
+        for kind in KINDS:
+            launch_column_sums(kind, plan, q[None], lse[None], weights[None] if kind == "weighted" else None, *where)
         table = index(torch.int32, 4).expand(count + 4)[:4][None]
-        select.launch_select_batch(
-            torch.zeros(shape.layers, count), torch.zeros(shape.layers, start), table, count, slots, 77, torch.int32
-        )
+        masses = torch.zeros(shape.layers, start)
+        for budgets in (None, torch.zeros(1 + start * shape.layers, dtype=torch.int32)[1:].view(shape.layers, start)):
+            all_scores = torch.zeros(shape.layers, count)
+            select.launch_select_batch(all_scores, masses, budgets, table, count, slots, 77, torch.int32)
     launch_stash_rows(q, lse, i64, i64, q, lse)
     launch_text_weights(q, flat[:count], lse, 1.0, shape.q_heads)
     launch_vision_scores(q, lse, weights, flat, i64, i64, i64, 1.0, shape.q_heads)
@@ -148,7 +149,7 @@ def test_nothing_is_compiled_after_the_warm_up(compiler, shape):
     assert before.keys() == KERNELS and after == before
 
 
-def launches_of_a_prefill(shape, requests):
+def launches_of_a_prefill(shape, requests, kind):
     """Launches that score and select ``requests`` requests over all layers of a model."""
     from tgvkv_kernels.batch_scores.launch import launch_column_sums
     from tgvkv_kernels.select.launch import launch_select_batch
@@ -168,18 +169,21 @@ def launches_of_a_prefill(shape, requests):
             launch_stash_rows(q[0], lse[0], rows, rows, q[layer], lse[layer])
         k_flat = torch.zeros(1, shape.kv_heads, shape.head_dim, dtype=shape.dtype)
         where = (0, 100, 1.0, shape.q_heads)
-        weights, _ = launch_column_sums(plan, plan.text, q, lse, None, k_flat, rows, *where)
+        weights = None
+        if kind == "weighted":
+            weights, _ = launch_column_sums("text", plan, q, lse, None, k_flat, rows, *where)
         slots = torch.arange(vision)
-        scores, masses = launch_column_sums(plan, plan.vision, q, lse, weights, k_flat, slots, *where)
+        scores, masses = launch_column_sums(kind, plan, q, lse, weights, k_flat, slots, *where)
         table = torch.zeros(requests, 4, dtype=torch.int32)
-        launch_select_batch(scores, masses, table, tokens, slots, 100, torch.int32)
+        launch_select_batch(scores, masses, None, table, tokens, slots, 100, torch.int32)
         JITFunction.run = compiling
     return len(launches)
 
 
+@pytest.mark.parametrize(("kind", "after_the_stash"), [("weighted", 5), ("peak", 3), ("peak4", 3)])
 @pytest.mark.parametrize("requests", [1, 6])
-def test_launches_of_a_scoring_prefill_do_not_grow_with_requests(compiler, requests):
-    assert compiler(launches_of_a_prefill, QWEN3_VL_8B, requests) == QWEN3_VL_8B.layers + 5
+def test_launches_of_a_scoring_prefill_do_not_grow_with_requests(compiler, requests, kind, after_the_stash):
+    assert compiler(launches_of_a_prefill, QWEN3_VL_8B, requests, kind) == QWEN3_VL_8B.layers + after_the_stash
 
 
 def blocks_by_kernel(arch):

@@ -1,9 +1,11 @@
 """`stash_rows` and `batch_scores`: references against a loop over pairs, kernels against the references, bits that do
 not depend on the batch, the layer block or the prompt's chunks."""
 
+import math
+
 import pytest
 import torch
-from tgvkv_kernels.batch_scores import ScorePlan, batch_text_weights, batch_vision_scores
+from tgvkv_kernels.batch_scores import ScorePlan, batch_peak_scores, batch_text_weights, batch_vision_scores
 from tgvkv_kernels.common.errors import KernelInputError
 from tgvkv_kernels.common.lse import LOG2_E
 from tgvkv_kernels.stash_rows import stash_rows
@@ -63,7 +65,7 @@ class Batch:
         return ScorePlan(self.text, self.vision, heads, KV_HEADS, self.q.shape[-1], self.q.dtype, "cpu")
 
     def run(self, backend, first=0, last=None, double=False, **options):
-        """``(weights, scores, masses)`` of layers ``first..last``."""
+        """What `NAMES` says, of layers ``first..last``."""
         block = slice(first, self.layers if last is None else last)
         q, lse_b2, w, k_flat = self.q[block], self.lse_b2[block], self.w[block], self.k_flat
         if double:
@@ -72,16 +74,21 @@ class Batch:
         where = (first, SLOTS, self.scale)
         plan = self.plan()
         weights = batch_text_weights(plan, q, lse_b2, k_flat, self.text_slots, *where, **options)
-        return weights, *batch_vision_scores(plan, q, lse_b2, w, k_flat, self.vision_slots, *where, **options)
+        results = [*batch_vision_scores(plan, q, lse_b2, w, k_flat, self.vision_slots, *where, **options)]
+        for power in (None, 4):
+            given = {"power": power, **options}
+            results += batch_peak_scores(plan, q, lse_b2, k_flat, self.vision_slots, *where, **given)
+        return weights, *results
 
 
-NAMES = ("weights", "scores", "masses")
+NAMES = ("weights", "scores", "masses", "peaks", "masses beside peaks", "powers", "masses beside powers")
 
 
 def compare(batch):
     exact, low, got = batch.run("reference", double=True), batch.run("reference"), batch.run("triton")
     for name, g, lo, ex in zip(NAMES, got, low, exact, strict=True):
-        assert_close_to_oracle(name, g, lo, ex)
+        factor = 16 if name == "powers" else 4  # a fourth power has four times the relative error
+        assert_close_to_oracle(name, g, lo, ex, factor)
 
 
 def check_grid(seed, group, head_dim, dtype_name):
@@ -121,7 +128,8 @@ def check_same_bits_alone_and_in_blocks():
         alone.text, alone.vision = [batch.text[request]], [batch.vision[request]]
         alone.text_slots, alone.vision_slots = batch.text_slots[rows], batch.vision_slots[cols]
         alone.q, alone.lse_b2, alone.w = (t[:, rows].contiguous() for t in (batch.q, batch.lse_b2, batch.w))
-        of = (slice(None), rows), (slice(None), cols), (slice(None), slice(request, request + 1))
+        of_column, of_mass = (slice(None), cols), (slice(None), slice(request, request + 1))
+        of = (slice(None), rows), *(3 * [of_column, of_mass])
         for name, got, want, own in zip(NAMES, alone.run("triton"), whole, of, strict=True):
             assert_same_bits(f"{name} of request {request} alone", got, want[own])
         text, vision = text + tokens, vision + columns
@@ -140,7 +148,55 @@ def check_tensor_parallel_halves():
         half.plan = lambda half=half: ScorePlan(half.text, half.vision, 4, 1, 64, torch.float32, "cpu")
         parts.append(half.run("triton", total_q_heads=8))
     for name, first, second, want in zip(NAMES, *parts, whole, strict=True):
-        torch.testing.assert_close(first + second, want, rtol=1e-5, atol=1e-7, msg=name)
+        both = torch.maximum(first, second) if name == "peaks" else first + second
+        torch.testing.assert_close(both, want, rtol=1e-5, atol=1e-7, msg=name)
+
+
+def check_masses_of_what_is_not_finite(backend):
+    """Only the layer and request with a score that is not finite is told by its mass; the others keep their bits."""
+    lengths = [(5, 30), (40, 300), (3, 9)]  # 300: three reducing blocks
+    batch = Batch(9, lengths, 2, 4, 64, torch.float32)
+    batch.vision = [torch.arange(len(own)) for own in batch.vision]  # before all text: every key is seen
+    batch.text = [torch.arange(len(own)) + 1000 for own in batch.text]
+    whole = batch.run(backend)
+    assert all(bool(part.isfinite().all()) for part in whole)
+    last_key, rows = SLOTS + int(batch.vision_slots[30 + 299]), slice(5, 45)
+    flat = {"q": [((1, rows), 0.0)], "lse_b2": [((1, rows), 0.0)]}  # A = 1
+    for changes, spoiled in (
+        ({"lse_b2": [((1, 44, 7), -math.inf)]}, NAMES[1:]),
+        ({"q": [((1, 5, 7, 63), math.nan)]}, NAMES[1:]),
+        ({"k_flat": [((last_key, 1, 3), math.nan)]}, NAMES[1:]),
+        ({"w": [((1, 44), math.inf)]}, ("scores",)),
+        ({"w": [((1, 5), math.nan)]}, ("scores",)),
+        ({**flat, "w": [((1, rows), 3e38)]}, ("scores",)),
+        ({**flat, "w": [((1, rows), 2e36)]}, ("scores",)),  # the sum of a tile does not overflow, that of all may
+    ):
+        other = Batch.__new__(Batch)
+        other.__dict__ = dict(batch.__dict__)
+        for name, own in changes.items():
+            setattr(other, name, _changed(getattr(batch, name), own))
+        got = other.run(backend)
+        for index in (1, 3, 5):
+            _assert_told(f"{NAMES[index]}, {changes}", NAMES[index] in spoiled, lengths, got[index:], whole[index:])
+
+
+def _changed(tensor, changes):
+    tensor = tensor.clone()
+    for at, value in changes:
+        tensor[at] = value
+    return tensor
+
+
+def _assert_told(name, spoiled, lengths, got, whole):
+    """``got``, ``whole``: scores, then masses; only layer 1 of request 1 may differ, and not where not ``spoiled``."""
+    finite = torch.stack([part.isfinite().all(1) for part in got[0].split([v for _, v in lengths], 1)], 1)
+    assert bool(got[1][~finite].isnan().all()), f"{name}: {got[1]}, and whether all scores are finite: {finite}"
+    others = torch.ones_like(finite)
+    others[1, 1] = False
+    assert bool(finite[others].all()), f"{name}: scores of others are not finite"
+    assert_same_bits(f"{name}: masses of the others", got[1][others], whole[1][others])
+    may_be_finite = "2e+36" in name  # in the reference, which divides by the heads first
+    assert bool(finite[1, 1]) != spoiled or may_be_finite, f"{name}: finite is {bool(finite[1, 1])}"
 
 
 def check_stash(dtype_name, head_dim):
@@ -162,30 +218,35 @@ def check_stash(dtype_name, head_dim):
 
 def test_references_match_a_loop_over_pairs():
     batch = Batch(7, [(4, 5), (3, 2)], 2, 4, 64, torch.float32)
-    weights, scores, masses = batch.run("reference", double=True)
+    weights, scores, *rest = batch.run("reference", double=True)
+    (peaks, powers), masses = rest[1::2], rest[0::2]
     q, lse_e = batch.q.double(), batch.lse_b2.double() / LOG2_E
     text_at = vision_at = 0
     for request, (text, vision) in enumerate(zip(batch.text.copy(), batch.vision.copy(), strict=True)):
         for layer in range(2):
 
-            def attention(row, slot, layer=layer):
+            def by_head(row, slot, layer=layer):
                 key = batch.k_flat[layer * SLOTS + slot].double()
                 logits = [q[layer, row, h] @ key[h // 4] * batch.scale - lse_e[layer, row, h] for h in range(8)]
-                return float(torch.stack(logits).exp().sum()) / 8
+                return torch.stack(logits).exp().tolist()
 
             for t in range(len(text)):
-                seen = [attention(text_at + s, batch.text_slots[text_at + t]) for s in range(t, len(text))]
+                seen = [sum(by_head(text_at + s, batch.text_slots[text_at + t])) / 8 for s in range(t, len(text))]
                 assert abs(weights[layer, text_at + t] - sum(seen) / len(seen)) < 1e-9
             mass = 0.0
             for v, position in enumerate(vision):
-                score = 0.0
+                score = peak = power = 0.0
                 for t in range(len(text)):
                     if position < text[t]:
-                        a = attention(text_at + t, batch.vision_slots[vision_at + v])
-                        score += float(batch.w[layer, text_at + t]) * a
-                        mass += a
-                assert abs(scores[layer, vision_at + v] - score) < 1e-9
-            assert abs(masses[layer, request] - mass) < 1e-9
+                        of_heads = by_head(text_at + t, batch.vision_slots[vision_at + v])
+                        score += float(batch.w[layer, text_at + t]) * sum(of_heads) / 8
+                        mass += sum(of_heads) / 8
+                        peak = max(peak, *of_heads)
+                        power += sum(a**4 for a in of_heads)
+                for got, want in ((scores, score), (peaks, peak), (powers, power)):
+                    assert abs(got[layer, vision_at + v] - want) < 1e-9
+            for got in masses:
+                assert abs(got[layer, request] - mass) < 1e-9
         text_at, vision_at = text_at + len(text), vision_at + len(vision)
 
 
@@ -211,6 +272,14 @@ def test_a_request_has_the_same_bits_in_any_batch_and_layer_block(interpreted):
 
 def test_tensor_parallel_halves_sum_to_the_whole(interpreted):
     interpreted(check_tensor_parallel_halves)
+
+
+def test_masses_of_what_is_not_finite():
+    check_masses_of_what_is_not_finite("reference")
+
+
+def test_masses_of_what_is_not_finite_in_kernels(interpreted):
+    interpreted(check_masses_of_what_is_not_finite, "triton")
 
 
 @pytest.mark.parametrize(("dtype", "head_dim"), [("bfloat16", 80), ("float16", 128), ("float32", 256)])
@@ -243,6 +312,13 @@ def test_pieces_read_little_more_than_once():
     assert plan.layer_bytes == stash + results + 4 * kv_heads * 2 * vision  # two row tiles
 
 
+def test_a_vision_token_that_no_text_follows_has_no_peak():
+    batch = Batch(10, [(3, 4)], 1, 4, 64, torch.float32)
+    batch.text, batch.vision = [torch.arange(3)], [torch.tensor([9, 8, 7, 1])]
+    *_, peaks, _, powers, masses = batch.run("reference")
+    assert bool((peaks[0, :3] == 0).all() and (powers[0, :3] == 0).all()) and float(peaks[0, 3]) > 0 < float(masses)
+
+
 def test_errors_name_the_value():
     with pytest.raises(KernelInputError, match=r"\[2\] text and \[0\] vision tokens"):
         ScorePlan([torch.arange(2)], [torch.arange(0)], 4, 2, 64, torch.float32, "cpu")
@@ -260,6 +336,8 @@ def test_errors_name_the_value():
         batch_vision_scores(
             batch.plan(), batch.q, batch.lse_b2, batch.w, batch.k_flat, batch.vision_slots[1:], 0, SLOTS, 1.0
         )
+    with pytest.raises(KernelInputError, match="power=2 is neither None"):
+        batch_peak_scores(batch.plan(), batch.q, batch.lse_b2, batch.k_flat, batch.vision_slots, 0, SLOTS, 1.0, power=2)
     with pytest.raises(KernelInputError, match="lie outside 0..499"):
         batch_text_weights(batch.plan(), batch.q, batch.lse_b2, batch.k_flat, batch.text_slots + 500, 0, SLOTS, 1.0)
     with pytest.raises(KernelInputError, match="must be contiguous"):

@@ -1,5 +1,6 @@
 """`select`: references against exact arithmetic and Python sorting, kernels equal to the references."""
 
+import math
 from fractions import Fraction
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tgvkv_kernels.common.errors import KernelInputError
 from tgvkv_kernels.select import layer_budgets, select, select_batch, view_units
 
-from tests.kernels.kernel_support import assert_same_bits, generator
+from tests.kernels.kernel_support import NAN, assert_same_bits, generator
 from tgvkv_sglang.selection.budget import vision_budget
 
 MASSES = {
@@ -175,8 +176,36 @@ def check_batch(backend):
             assert_same_bits(name, g, want)
     every = select_batch(scores, masses, visions, [layers * v for v in visions], slots, 5000, backend=backend)
     assert every[2].dtype == torch.int32 and len(every[0]) == layers * sum(visions)
+    spoiled = masses.clone()
+    spoiled[1, 0], spoiled[3, 0], spoiled[0, 1], spoiled[4, 3] = NAN, -1.0, math.inf, -math.inf
+    zeroed = torch.where(spoiled.isfinite(), spoiled, 0.0)
+    got = select_batch(scores, spoiled, visions, totals, slots, 5000, backend=backend)
+    for name, g, want in zip(("positions", "layer_ptr", "units"), got,
+                             one_by_one(scores, zeroed, visions, totals, slots, "reference"), strict=True):  # fmt: skip
+        assert_same_bits(f"{name} with masses that are not finite", g, want)
     wide = select_batch(scores, masses, visions, totals, slots, 2**30, backend=backend)
     assert wide[2].dtype == torch.int64 and int(wide[2].max()) > 2**31
+
+
+def check_given_budgets(backend):
+    """Scores with many ties; budgets from none to all, against Python's sort."""
+    visions, layers = [1, 130, 40, 1100], 5
+    scores, _, slots = batch_of(71, visions, layers)
+    gen = generator(72)
+    budgets = torch.stack([torch.randint(0, v + 1, (layers,), generator=gen, dtype=torch.int32) for v in visions], 1)
+    budgets[:, 2] = torch.tensor([0, 40, 0, 7, 1])
+    totals = budgets.sum(0).tolist()
+    positions, layer_ptr, units = [], [], []
+    for request, own in enumerate(torch.split(scores, visions, dim=1)):
+        kept = [python_top(row, count) for row, count in zip(own.tolist(), budgets[:, request].tolist(), strict=True)]
+        positions += sum(kept, [])
+        layer_ptr.append([sum(map(len, kept[:layer])) for layer in range(layers + 1)])
+        first = sum(visions[:request])
+        units += [layer * 5000 + int(slots[first + p]) for layer, own_kept in enumerate(kept) for p in own_kept]
+    for span_slots in (slots, slots.int()):
+        for masses in (None, torch.full((layers, len(visions)), NAN)):
+            got = select_batch(scores, masses, visions, totals, span_slots, 5000, budgets=budgets, backend=backend)
+            assert [part.tolist() for part in got] == [positions, layer_ptr, units]
 
 
 def test_a_batch_is_its_requests_one_by_one():
@@ -187,6 +216,20 @@ def test_batch_kernel_equals_the_reference(interpreted):
     interpreted(check_batch, "triton")
 
 
+def test_given_budgets_are_kept():
+    check_given_budgets("reference")
+
+
+def test_batch_kernel_keeps_given_budgets(interpreted):
+    interpreted(check_given_budgets, "triton")
+
+
+@pytest.mark.parametrize("bad", [NAN, math.inf, -math.inf, -2.0])
+def test_a_mass_that_is_no_number_counts_as_zero(bad):
+    assert layer_budgets(torch.tensor([1.0, bad, 3.0]), 8, 10).tolist() == [2, 0, 6]
+    assert layer_budgets(torch.tensor([bad, bad]), 4, 10).tolist() == [2, 2]
+
+
 def test_batch_errors_name_the_value():
     scores, masses, slots = batch_of(1, [3, 4], 2)
     with pytest.raises(KernelInputError, match=r"total=9 is outside 0\.\.2\*4"):
@@ -195,6 +238,14 @@ def test_batch_errors_name_the_value():
         select_batch(scores, masses, [3, 4], [1], slots, 100)
     with pytest.raises(KernelInputError, match=r"scores has shape \[2, 7\], expected \[\*, 8\]"):
         select_batch(scores, masses, [4, 4], [1, 1], slots, 100)
+    with pytest.raises(KernelInputError, match="give layer_mass or budgets"):
+        select_batch(scores, None, [3, 4], [1, 1], slots, 100)
+    for budgets in ([[1, 4], [1, 0]], [[1, 5], [0, -1]], [[4, 1], [-3, 3]]):
+        given = torch.tensor(budgets, dtype=torch.int32)
+        with pytest.raises(KernelInputError, match=r"budgets of request \d are \[.*must lie in 0\.\.\d"):
+            select_batch(scores, None, [3, 4], [1, 4], slots, 100, budgets=given)
+    with pytest.raises(KernelInputError, match="budgets has dtype torch.int64"):
+        select_batch(scores, None, [3, 4], [1, 4], slots, 100, budgets=torch.ones(2, 2, dtype=torch.int64))
 
 
 def test_errors_name_the_value():

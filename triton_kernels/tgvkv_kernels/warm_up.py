@@ -48,7 +48,7 @@ def warm_up_attention(shape: ModelShape, device: torch.device | str) -> None:
 
 def _warm_up_scores(shape: ModelShape, q, lse, flat, positions) -> None:
     """`stash_rows` and `batch_scores`."""
-    from tgvkv_kernels.batch_scores.launch import launch_column_sums
+    from tgvkv_kernels.batch_scores.launch import KINDS, launch_column_sums
     from tgvkv_kernels.batch_scores.plan import ScorePlan
     from tgvkv_kernels.stash_rows.launch import launch_stash_rows
 
@@ -58,8 +58,8 @@ def _warm_up_scores(shape: ModelShape, q, lse, flat, positions) -> None:
     launch_stash_rows(q, lse, positions, positions, stash[0], lse_stash[0])
     for slots in (positions, positions.int()):
         where = (flat, slots, 0, flat.shape[0], 1.0, shape.q_heads)
-        launch_column_sums(plan, plan.text, stash, lse_stash, None, *where)
-        launch_column_sums(plan, plan.vision, stash, lse_stash, weights, *where)
+        for kind in KINDS:
+            launch_column_sums(kind, plan, stash, lse_stash, weights if kind == "weighted" else None, *where)
 
 
 def warm_up_moves(shape: ModelShape, device: torch.device | str) -> None:
@@ -78,8 +78,9 @@ def warm_up_moves(shape: ModelShape, device: torch.device | str) -> None:
     for slots in (units, units.long()):
         select.launch_view_units(positions, layer_ptr, slots, 16)
         whole = torch.tensor([[0, 16, 16, 0]], dtype=torch.int32).to(device)
-        mass = torch.zeros(shape.layers, 1, device=device)
-        select.launch_select_batch(scores, mass, whole, 16, slots, 16, torch.int32)
+        for given in (None, budget[:, None]):
+            mass = torch.zeros(shape.layers, 1, device=device)
+            select.launch_select_batch(scores, mass, given, whole, 16, slots, 16, torch.int32)
     rows = torch.zeros(2, 16, dtype=torch.int32, device=device)
     zeros = torch.zeros(2, dtype=torch.int64, device=device)
     bounds = torch.zeros(3, dtype=torch.int32, device=device)

@@ -3,7 +3,11 @@
 import torch
 
 from tgvkv_kernels.batch_scores.plan import ScorePlan
-from tgvkv_kernels.batch_scores.reference import batch_text_weights_reference, batch_vision_scores_reference
+from tgvkv_kernels.batch_scores.reference import (
+    batch_peak_scores_reference,
+    batch_text_weights_reference,
+    batch_vision_scores_reference,
+)
 from tgvkv_kernels.common.checks import (
     INDEX_DTYPES,
     check_dtype,
@@ -62,7 +66,7 @@ def batch_text_weights(
 
     check_kernel_float("q", q)
     layer_args = (first_layer, slots_per_layer, scale, heads)
-    return launch_column_sums(plan, plan.text, q, lse_b2, None, k_flat, text_slots.contiguous(), *layer_args)[0]
+    return launch_column_sums("text", plan, q, lse_b2, None, k_flat, text_slots.contiguous(), *layer_args)[0]
 
 
 def batch_vision_scores(
@@ -91,7 +95,8 @@ def batch_vision_scores(
         The others: as in `batch_text_weights`.
 
     Returns:
-        ``(scores [L, V], masses [L, S])`` float32, S requests. Two launches.
+        ``(scores [L, V], masses [L, S])`` float32, S requests. A mass is NaN where a score of that layer and request is
+        not finite. Two launches.
 
     Raises:
         KernelInputError: shapes, dtypes, heads, layers or devices that do not fit.
@@ -108,7 +113,54 @@ def batch_vision_scores(
     check_kernel_float("q", q)
     slots = vision_slots.contiguous()
     layer_args = (first_layer, slots_per_layer, scale, heads)
-    return launch_column_sums(plan, plan.vision, q, lse_b2, w.contiguous(), k_flat, slots, *layer_args)
+    return launch_column_sums("weighted", plan, q, lse_b2, w.contiguous(), k_flat, slots, *layer_args)
+
+
+def batch_peak_scores(
+    plan: ScorePlan,
+    q: torch.Tensor,
+    lse_b2: torch.Tensor,
+    k_flat: torch.Tensor,
+    vision_slots: torch.Tensor,
+    first_layer: int,
+    slots_per_layer: int,
+    scale: float,
+    *,
+    power: int | None = None,
+    total_q_heads: int | None = None,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of the vision tokens by what any single head and query makes of them, and masses, in each of L layers.
+
+    ``score_v = max_{h,t} A_h[t,v]``, or with ``power=4`` ``sum_{h,t} A_h[t,v]^4``, over the query heads ``h`` and the
+    text tokens ``t`` of the request that come after the vision token, ``A_h = exp(q_h.k*scale - lse_h)``; 0 where none
+    does. Masses as in `batch_vision_scores`. Under tensor parallelism the ranks' peaks combine by maximum, their sums
+    of powers and their masses by sum.
+
+    Args:
+        power: None or 4.
+        The others: as in `batch_vision_scores`; ``total_q_heads`` concerns the masses.
+
+    Returns:
+        ``(scores [L, V], masses [L, S])`` float32. A mass is NaN where a score of that layer and request is not finite.
+        Two launches.
+
+    Raises:
+        KernelInputError: shapes, dtypes, heads, layers, devices or a power that do not fit.
+    """
+    if power not in (None, 4):
+        raise KernelInputError(f"power={power!r} is neither None (the largest) nor 4 (the sum of fourth powers)")
+    heads = _check(plan, q, lse_b2, k_flat, vision_slots, first_layer, slots_per_layer, total_q_heads)
+    check_shape("vision_slots", vision_slots, (plan.vision.keys,))
+    if not use_triton(backend, q.device):
+        units = _first_units(q, first_layer, slots_per_layer)
+        return batch_peak_scores_reference(plan, q, lse_b2, k_flat, vision_slots, units, scale, heads, power)
+    from tgvkv_kernels.batch_scores.launch import launch_column_sums
+
+    check_kernel_float("q", q)
+    kind = "peak" if power is None else "peak4"
+    layer_args = (first_layer, slots_per_layer, scale, heads)
+    return launch_column_sums(kind, plan, q, lse_b2, None, k_flat, vision_slots.contiguous(), *layer_args)
 
 
 def _first_units(q: torch.Tensor, first_layer: int, slots_per_layer: int) -> list[int]:
@@ -116,7 +168,7 @@ def _first_units(q: torch.Tensor, first_layer: int, slots_per_layer: int) -> lis
 
 
 def _check(plan, q, lse_b2, k_flat, slots, first_layer, slots_per_layer, total_q_heads) -> int:
-    """Checks what both share; returns the heads to divide by."""
+    """Checks what all share; returns the heads to divide by."""
     tokens = plan.text.keys
     check_shape("q", q, (None, tokens, None, None))
     layers, _, q_heads, head_dim = q.shape

@@ -25,7 +25,8 @@ def layer_budgets(layer_mass: torch.Tensor, total: int, cap: int, *, backend: st
     float64 snapped to 2**-30: this equals the exact rational result unless two remainders differ by less than that.
 
     Args:
-        layer_mass: ``[L]`` float, at least 0 (negative counts as 0). total: units in all, ``0 <= total <= L*cap``.
+        layer_mass: ``[L]`` float; what is negative or not finite counts as 0.
+        total: units in all, ``0 <= total <= L*cap``.
         cap: most units a layer can hold, ``|V|``.
 
     Returns:
@@ -111,22 +112,26 @@ def _check_budget(budget, total, layers, vision, device) -> tuple[torch.Tensor, 
 
 def select_batch(
     scores: torch.Tensor,
-    layer_mass: torch.Tensor,
+    layer_mass: torch.Tensor | None,
     vision_lens: Sequence[int],
     totals: Sequence[int],
     span_slots: torch.Tensor,
     slots_per_layer: int,
     *,
+    budgets: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`layer_budgets`, `select` and `view_units` of S requests at once. Nothing synchronises.
 
     Args:
         scores: ``[L, V]`` float32, the requests' vision tokens one request after the other (higher = keep; ties go to
-            the lower position; NaN counts as -inf). layer_mass: ``[L, S]`` float32.
+            the lower position; NaN counts as -inf).
+        layer_mass: ``[L, S]`` float32 (see `layer_budgets`); not read, and may be None, where ``budgets`` are given.
         vision_lens: vision tokens of each request, V in all. totals: kept tokens of each over all layers, known on the
             host, ``0 <= totals[r] <= L*vision_lens[r]``.
         span_slots: ``[V]`` int32 or int64 slot of each vision token. slots_per_layer: slots of the storage.
+        budgets: ``[L, S]`` int32, kept tokens of each layer and request, instead of those made from ``layer_mass``:
+            each in 0..vision_lens[r], each request's summing to its total (trusted where they are not on the CPU).
 
     Returns:
         ``(positions [N] int32, layer_ptr [S, L+1] int32, units [N])`` with ``N = sum(totals)``, one request after the
@@ -141,11 +146,16 @@ def select_batch(
     check_shape("scores", scores, (None, sum(vision_lens)))
     check_dtype("scores", scores, (torch.float32,))
     layers = scores.shape[0]
-    check_shape("layer_mass", layer_mass, (layers, requests))
-    check_float("layer_mass", layer_mass)
     check_shape("span_slots", span_slots, (scores.shape[1],))
     check_dtype("span_slots", span_slots, INDEX_DTYPES)
-    check_same_device(scores=scores, layer_mass=layer_mass, span_slots=span_slots)
+    if budgets is None:
+        if layer_mass is None:
+            raise KernelInputError("give layer_mass or budgets")
+        check_shape("layer_mass", layer_mass, (layers, requests))
+        check_float("layer_mass", layer_mass)
+        check_same_device(scores=scores, layer_mass=layer_mass, span_slots=span_slots)
+    else:
+        check_same_device(scores=scores, budgets=budgets, span_slots=span_slots)
     if not 1 <= layers <= LAYER_LIMIT or requests == 0 or len(totals) != requests:
         raise KernelInputError(
             f"{layers} layers, {requests} vision lengths, {len(totals)} totals: need 1..{LAYER_LIMIT} layers and one "
@@ -157,13 +167,28 @@ def select_batch(
             raise KernelInputError(f"total={total} is outside 0..{layers}*{vision} (layers * vision tokens)")
         table.append([first, vision, total, kept])
         first, kept = first + vision, kept + total
+    if budgets is not None:
+        _check_budgets(budgets, layers, vision_lens, totals)
     if not use_triton(backend, scores.device):
-        return select_batch_reference(scores, layer_mass, vision_lens, totals, span_slots, slots_per_layer)
+        return select_batch_reference(scores, layer_mass, vision_lens, totals, span_slots, slots_per_layer, budgets)
     from tgvkv_kernels.select.launch import launch_select_batch
 
     dtype = torch.int32 if layers * slots_per_layer <= 2**31 else torch.int64
     rows = upload(torch.tensor(table, dtype=torch.int32), scores.device)
-    return launch_select_batch(scores, layer_mass, rows, kept, span_slots, slots_per_layer, dtype)
+    return launch_select_batch(scores, layer_mass, budgets, rows, kept, span_slots, slots_per_layer, dtype)
+
+
+def _check_budgets(budgets, layers, vision_lens, totals) -> None:
+    check_shape("budgets", budgets, (layers, len(vision_lens)))
+    check_dtype("budgets", budgets, (torch.int32,))
+    if budgets.device.type != "cpu":
+        return
+    for request, (own, vision, total) in enumerate(zip(budgets.T.tolist(), vision_lens, totals, strict=True)):
+        if min(own) < 0 or max(own) > vision or sum(own) != total:
+            raise KernelInputError(
+                f"budgets of request {request} are {own}: each must lie in 0..{vision}, the number of its vision "
+                f"tokens, and they must sum to its total, {total}"
+            )
 
 
 def view_units(

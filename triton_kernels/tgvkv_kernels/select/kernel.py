@@ -10,7 +10,7 @@ from tgvkv_kernels.common.tiles import zero
 def share_out(mass, m_layer, L, total, cap, BL: tl.constexpr, QUANTUM_BITS: tl.constexpr):
     """Budgets ``[BL]`` int64 of L layers with masses ``[BL]`` float64 (0 past L). The same steps as the reference."""
     layer = tl.arange(0, BL)
-    mass = tl.where(mass > 0, mass, 0.0)
+    mass = tl.where((mass > 0) & (mass < float("inf")), mass, 0.0)
     open_layer = m_layer
     share = tl.zeros([BL], dtype=tl.float64)
     full = cap.to(tl.float64)
@@ -165,13 +165,13 @@ def view_units_kernel(
 @triton.jit(
     do_not_specialize=["L", "S", "s_layer", "slots_per_layer"],
     do_not_specialize_on_alignment=[
-        "p_requests", "p_scores", "p_mass", "p_slots", "p_positions", "p_layer_ptr", "p_units",
+        "p_requests", "p_scores", "p_share", "p_slots", "p_positions", "p_layer_ptr", "p_units",
     ],
 )  # fmt: skip
 def select_batch_kernel(
     p_requests,  # [S, 4] int32: first vision token, vision tokens, total to keep, where the kept ones start
     p_scores,  # [L, V] float32
-    p_mass,  # [L, S] float32
+    p_share,  # [L, S] int32 budgets if GIVEN, else float32 masses
     p_slots,  # [V]
     p_positions,  # [N] int32
     p_layer_ptr,  # [S, L + 1] int32
@@ -183,6 +183,7 @@ def select_batch_kernel(
     BL: tl.constexpr,
     BV: tl.constexpr,
     QUANTUM_BITS: tl.constexpr,
+    GIVEN: tl.constexpr,
 ):
     """Program (layer, request): all the request's budgets (each program for itself), then its layer's best tokens."""
     i_layer, i_request = tl.program_id(0), tl.program_id(1)
@@ -193,8 +194,12 @@ def select_batch_kernel(
     kept = tl.load(p_request + 3)
     layer = tl.arange(0, BL)
     m_layer = layer < L
-    mass = tl.load(p_mass + layer * S + i_request, mask=m_layer, other=0.0).to(tl.float64)
-    budgets = share_out(mass, m_layer, L, total, vision.to(tl.int64), BL, QUANTUM_BITS).to(tl.int32)
+    share = tl.load(p_share + layer * S + i_request, mask=m_layer, other=0)
+    if GIVEN:
+        budgets = share
+    else:
+        mass = share.to(tl.float64)
+        budgets = share_out(mass, m_layer, L, total, vision.to(tl.int64), BL, QUANTUM_BITS).to(tl.int32)
     base = tl.sum(tl.where(layer < i_layer, budgets, 0), axis=0)
     count = tl.sum(tl.where(layer == i_layer, budgets, 0), axis=0)
     p_bound = p_layer_ptr + i_request * (L + 1) + i_layer

@@ -79,14 +79,16 @@ def launch_view_units(
 
 def launch_select_batch(
     scores: torch.Tensor,
-    layer_mass: torch.Tensor,
+    layer_mass: torch.Tensor | None,
+    budgets: torch.Tensor | None,
     requests: torch.Tensor,
     kept: int,
     span_slots: torch.Tensor,
     slots_per_layer: int,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Checked arguments of `tgvkv_kernels.select.api.select_batch`; one launch. ``requests``: see the kernel."""
+    """Checked arguments of `tgvkv_kernels.select.api.select_batch`; one launch. ``requests``: see the kernel.
+    ``layer_mass`` is not read where ``budgets`` are given."""
     layers, count, device = scores.shape[0], requests.shape[0], scores.device
     positions = torch.empty(kept, dtype=torch.int32, device=device)
     layer_ptr = torch.empty(count, layers + 1, dtype=torch.int32, device=device)
@@ -95,7 +97,7 @@ def launch_select_batch(
     select_batch_kernel[(layers, count)](
         requests,
         scores,
-        layer_mass.contiguous(),
+        (layer_mass if budgets is None else budgets).contiguous(),
         span_slots.contiguous(),
         positions,
         layer_ptr,
@@ -107,6 +109,7 @@ def launch_select_batch(
         BL=next_power_of_2(layers),
         BV=TOP_BLOCK,
         QUANTUM_BITS=QUANTUM_BITS,
+        GIVEN=budgets is not None,
         num_warps=8,
     )
     return positions, layer_ptr, units

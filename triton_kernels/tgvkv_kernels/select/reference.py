@@ -10,7 +10,8 @@ from tgvkv_kernels.select.limits import QUANTUM_BITS
 def layer_budgets_reference(layer_mass: torch.Tensor, total: int, cap: int) -> torch.Tensor:
     """See `tgvkv_kernels.select.api.layer_budgets`."""
     layers = layer_mass.shape[0]
-    mass = layer_mass.to(torch.float64).clamp_min(0.0)
+    mass = layer_mass.to(torch.float64)
+    mass = torch.where(mass.isfinite(), mass.clamp_min(0.0), 0.0)
     capped = torch.zeros(layers, dtype=torch.bool, device=mass.device)
     share = torch.zeros_like(mass)
     for _ in range(layers):  # each round caps at least one more layer, or nothing changes any more
@@ -54,17 +55,20 @@ def view_units_reference(
 
 def select_batch_reference(
     scores: torch.Tensor,
-    layer_mass: torch.Tensor,
+    layer_mass: torch.Tensor | None,
     vision_lens: Sequence[int],
     totals: Sequence[int],
     span_slots: torch.Tensor,
     slots_per_layer: int,
+    budgets: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `tgvkv_kernels.select.api.select_batch`: one request after the other."""
     chosen, start = [], 0
     for request, (vision, total) in enumerate(zip(vision_lens, totals, strict=True)):
         own = slice(start, start + vision)
-        budget = layer_budgets_reference(layer_mass[:, request], total, vision)
+        budget = (
+            layer_budgets_reference(layer_mass[:, request], total, vision) if budgets is None else budgets[:, request]
+        )
         positions, layer_ptr = top_positions_reference(scores[:, own], budget)
         units = view_units_reference(positions, layer_ptr, span_slots[own], slots_per_layer)
         chosen.append((positions, layer_ptr, units))
