@@ -137,7 +137,7 @@ def choose(scored: Scored, spans: Sequence[Sequence[Span]], quotas: Sequence[Quo
     lens = [sum(map(len, own)) for own in spans]
     totals, budgets = _budgets(scored, lens, quotas)
     columns, layer_ptr, units = select_batch(
-        scored.scores, scored.weights, lens, totals, scored.vision_slots, store.slots, budgets=budgets
+        scored.scores.float(), scored.weights, lens, totals, scored.vision_slots, store.slots, budgets=budgets
     )
     copy = HostCopy(columns, layer_ptr, scored.weights)
     chosen, vision, first = [], 0, 0

@@ -42,10 +42,13 @@ class Prompt:
         return other
 
     def forward_rows(self, layer: int, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries ``[t, Hq, D]`` of a chunk and the natural LSE of their rows ``[t, Hq]``."""
-        keys = KeyRows(self.row[:end], None, self.store).layer(layer)
-        q = self.q[layer, begin:end]
-        return q, row_lse_e(q, keys, self.store, visible(torch.arange(begin, end), keys), SCALE)
+        """Queries ``[t, Hq, D]`` of a chunk and the natural LSE of their rows ``[t, Hq]``.
+
+        A row's LSE has the same bits in every chunking, so that what scoring makes of it can be compared to the bit.
+        """
+        keys = KeyRows(self.row, None, self.store).layer(layer)
+        lse_e = row_lse_e(self.q[layer], keys, self.store, visible(torch.arange(N), keys), SCALE)
+        return self.q[layer, begin:end], lse_e[begin:end]
 
     def dense(self, layer: int, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Attention by numpy loops over heads: weights [Hq, n, n], outputs [n, Hq, Dv], natural LSE [n, Hq]."""
