@@ -107,15 +107,14 @@ class Ours:
         store = UnitStore(*(torch.zeros(LAYERS, load.slots + 1, 1, 1, dtype=torch.int8) for _ in "kv"))
         self.tree = SpanTree(store, self.slots.free)
         self.evictor = Evictor(self.tree)
-        self._kept = torch.zeros(LAYERS, IMAGE, dtype=torch.bool)
-        self._kept[:, :KEPT] = True
+        self._kept = torch.arange(KEPT, dtype=torch.int32).repeat(LAYERS), [KEPT] * LAYERS
 
     def _views(self, match, inserted: Inserted, grounding: tuple[int, int]) -> list[View]:
         """The reclaimed image's view, or a new one of the full image."""
         if match.views:
             return match.views
         span = inserted.span_nodes()[SYSTEM]
-        view = View(span, grounding, self._kept, span.value, self.tree.store)
+        view = View(span, grounding, *self._kept, span.value, self.tree.store)
         return [self.tree.attach(view, inserted.node)]
 
     def open(self, conversation: int, finish: bool) -> None:

@@ -5,10 +5,11 @@ Only the model is missing: KV and queries are random, and a forward is what scor
 
 from __future__ import annotations
 
+import math
 from array import array
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.server_args import ServerArgs, prepare_server_args
 
 from tgvkv_sglang.attention.planner import ViewPlanner
-from tgvkv_sglang.attention.rows import Row, stash_and_score
+from tgvkv_sglang.attention.rows import Row
 from tgvkv_sglang.attention.torch_cpu import KeyRows, row_lse_e, visible
 from tgvkv_sglang.cli.serve import CPU_FLAGS
 from tgvkv_sglang.config import TgvConfig
@@ -79,7 +80,7 @@ class OneProcess:
         for tensor in (pool.k_all, pool.v_all):
             tensor.copy_(torch.randn(tensor.shape, generator=self.random))
         self.store = pool.store
-        self.planner = ViewPlanner(self.store, Model(LAYERS, Q_HEADS), self.rows.req_to_token)
+        self.planner = ViewPlanner(self.store, Model(LAYERS, Q_HEADS), self.rows.req_to_token, self.config.stash_bytes)
         self.allocator = CpuSlotAllocator(SLOTS, 1, torch.float32, "cpu", pool, False)
         self.cache = TgvRadixCache(CacheInitParams(False, self.rows, self.allocator, 1), self.config)
 
@@ -104,21 +105,24 @@ class OneProcess:
         req.set_extend_range(prefix, end)
         req.kv_committed_len, req.kv = end, ReqKvInfo(kv_allocated_len=end, swa_evicted_seqlen=0)
 
-    def run(self, req: Req, spoil: Spoil | None = None) -> Row:
+    def run(self, req: Req, spoil: Spoil | None = None, layers: Sequence[int] = range(LAYERS)) -> Row:
         """What scoring sees of the scheduled chunk's forward."""
         prefix, end = req.extend_range
-        (row,) = self.planner.prefill_rows([state_of(req)], [prefix], [end], torch.tensor([req.req_pool_idx]))
+        (row,) = self.planner.prefill_rows([state_of(req)], [prefix], [end])
+        scoring = self.planner.scoring([row], [req.req_pool_idx])
         if not row.scores:
             return row
         slots = self.rows.req_to_token[req.req_pool_idx, :end]
         key_rows = KeyRows(slots, row.table, self.store)
-        for layer in range(LAYERS):
+        for layer in layers:
             keys = key_rows.layer(layer)
-            q = torch.randn(len(row.text), Q_HEADS, DIM, generator=self.random)
-            lse_e = row_lse_e(q, keys, self.store, visible(row.text + prefix, keys), SCALE)
+            q = torch.randn(end - prefix, Q_HEADS, DIM, generator=self.random)
+            lse_e = row_lse_e(q, keys, self.store, visible(torch.arange(prefix, end), keys), SCALE)
             if spoil is not None:
-                spoil(q, layer)
-            stash_and_score(row, layer, q, lse_e, self.store, SCALE)
+                text = q[row.text]
+                spoil(text, layer)
+                q[row.text] = text
+            scoring.add(layer, q, lse_e / math.log(2), SCALE)
         return row
 
     def take_result(self, req: Req, token: int = 7, last: bool = False) -> None:

@@ -1,6 +1,6 @@
 """KV is read and written in order on every stream: SGLang's own event loops around our cache, on fake streams.
 
-What is real: ``Scheduler.run_event_loop`` with its loops, ``run_batch``, the barrier behind a launch and the hold-back;
+What is real: ``Scheduler.run_event_loop`` with its loops, ``run_batch``, and the barrier behind a launch;
 the radix cache, the unit store and its moves. What stands in: the streams, and the forward, which only tells which
 units it would read and write.
 """
@@ -25,7 +25,6 @@ from tests.seam.one_process import LAYERS, OneProcess, configured, picture
 from tgvkv_sglang.sglang_seam import flashinfer_backend
 from tgvkv_sglang.sglang_seam.flashinfer_backend import order_moves
 from tgvkv_sglang.sglang_seam.requests import state_of
-from tgvkv_sglang.sglang_seam.server_args import config_of
 
 NOTHING = lambda *args, **options: None  # noqa: E731
 
@@ -153,7 +152,7 @@ def tell(model_dir, monkeypatch) -> Iterator[Callable]:
         device = Streams()
         device.install(monkeypatch)
         with configured(model_dir, *flags) as args:
-            engine = Engine(retention=0.2, zero_bubble=config_of(args).zero_bubble)
+            engine = Engine(retention=0.2)
             loop = Loop(args, engine, device, story(engine), graphs)
             order(engine.store, SimpleNamespace(device="cuda", forward_stream=loop.forward_stream, server_args=args))
             move = engine.store._move
@@ -179,7 +178,7 @@ def where(device: Streams) -> dict[str, set[str]]:
 @pytest.mark.parametrize("graphs", (True, False), ids=("graphs", "eager"))
 @pytest.mark.parametrize(
     "flags, stream",
-    [((), "forward stream"), (("--tgvkv-zero-bubble",), "forward stream"), (("--disable-overlap-schedule",), "stream")],
+    [((), "forward stream"), (("--disable-overlap-schedule",), "stream")],
 )
 def test_every_access_to_kv_is_in_order(tell, flags, stream, graphs):
     device = tell(order_moves, *flags, graphs=graphs)

@@ -7,8 +7,8 @@ position 5. The second has no view:
 >>> import torch
 >>> from tgvkv_sglang.kv.views import KeptUnits, ViewTable
 >>> cpu = torch.device("cpu")
->>> positions, units = torch.tensor([2, 4, 5]), torch.tensor([12, 14, 215])
->>> view = KeptUnits([(2, 6)], positions, units, torch.tensor([0, 2, 2, 3]))
+>>> columns, units = torch.tensor([0, 2, 3]), torch.tensor([12, 14, 215])
+>>> view = KeptUnits([(2, 6)], columns, units, torch.tensor([0, 2, 2, 3]))
 >>> tables = [ViewTable([view]), None]
 >>> holes = Holes.of(tables, cpu)  # request 0 hides one span of 4 positions, request 1 none
 >>> holes.start.tolist(), holes.end.tolist(), holes.indptr.tolist(), holes.hidden

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.kv.columns import columns_of
 from tgvkv_sglang.attention import batch_tables
 from tgvkv_sglang.attention.batch_tables import BatchUnits, FixedUnits, Holes, row_requests, stamp_of
 from tgvkv_sglang.kv.nodes import Node, View
@@ -34,7 +35,7 @@ def batches(draw):
             kept = torch.tensor(cells).view(layers, tokens)
             slots = torch.tensor(draw(st.permutations(range(1, 60)))[:tokens])
             span = Node(np.full(tokens, 10**6), slots, start=at, atom=True)
-            parts.append(View(span, (0, 1), kept, slots, store_of(layers)))
+            parts.append(View(span, (0, 1), *columns_of(kept), slots, store_of(layers)))
             at += tokens + draw(st.integers(0, 2))
         tables.append(ViewTable(parts) if parts else None)
     return layers, tables
@@ -82,7 +83,7 @@ def test_a_fixed_table_holds_what_was_loaded_and_rows_past_the_batch_own_nothing
 def test_a_fixed_table_says_when_a_batch_is_too_large():
     kept = torch.ones(2, 3, dtype=torch.bool)
     span = Node(np.full(3, 10**6), torch.arange(3), start=0, atom=True)
-    tables = [ViewTable([View(span, (0, 1), kept, span.value, store_of(1))]), None]
+    tables = [ViewTable([View(span, (0, 1), *columns_of(kept), span.value, store_of(2))]), None]
     assert FixedUnits(2, 2, 6, CPU).fits(tables)
     assert not FixedUnits(2, 2, 5, CPU).fits(tables)
     assert not FixedUnits(2, 1, 6, CPU).fits(tables)
@@ -102,8 +103,9 @@ def test_holes_are_the_viewed_spans(batch):
 
 
 def test_a_part_of_several_spans_makes_a_hole_for_each():
-    part = KeptUnits([(2, 4), (9, 12)], torch.tensor([3, 9]), torch.tensor([5, 6]), torch.tensor([0, 1, 2]))
+    part = KeptUnits([(2, 4), (9, 12)], torch.tensor([1, 2]), torch.tensor([5, 6]), torch.tensor([0, 1, 2]))
     holes = Holes.of([None, ViewTable([part])], CPU)
+    assert part.positions.tolist() == [3, 9]
     assert holes.start.tolist() == [2, 9] and holes.end.tolist() == [4, 12]
     assert holes.indptr.tolist() == [0, 0, 2] and holes.hidden == [0, 5]
 
@@ -119,7 +121,7 @@ def test_rows_of_a_prefill_name_their_request():
 
 def test_a_stamp_changes_with_the_batch_and_with_packing():
     span = Node(np.full(2, 10**6), torch.arange(2), start=0, atom=True)
-    view = View(span, (0, 1), torch.ones(1, 2, dtype=torch.bool), span.value, store_of(1))
+    view = View(span, (0, 1), torch.tensor([0, 1]), [2], span.value, store_of(1))
     table, other = ViewTable([view]), ViewTable([view])
     before = stamp_of([table, None])
     assert before == stamp_of([table, None])

@@ -8,11 +8,13 @@ as a wrong number.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Callable, Sequence
 
 import numpy as np
 import torch
 
+from tests.unit.kv.columns import columns_of
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import SelectionError
 from tgvkv_sglang.kv.evictor import Evictor
@@ -23,7 +25,6 @@ from tgvkv_sglang.namespace import Namespace
 from tgvkv_sglang.request.lifecycle import Lifecycle
 from tgvkv_sglang.request.state import RequestState
 from tgvkv_sglang.selection.choose import Choice
-from tgvkv_sglang.selection.policy import Model
 from tgvkv_sglang.spans import VISION_PAD_BASE, vision_spans
 
 RETENTION = 0.5
@@ -181,9 +182,11 @@ class Chooser(RequestState):
     keep: Keep
 
     def choose(self) -> Choice:
-        assert self.grounding is not None and not self.grounding.complete
+        assert self.grounding is not None and self.grounding.chosen is None
         kept = torch.cat([self.keep(len(span)) for span in self.plan.select], dim=1)
-        return Choice(kept, kept.sum(1).tolist())
+        columns, counts = columns_of(kept)
+        bounds = torch.tensor([0, *accumulate(counts)])
+        return Choice(columns, bounds, columns.numpy(), bounds.numpy(), kept.shape[1])
 
 
 class Strict:
@@ -210,7 +213,6 @@ class Engine:
         self.evictor = Evictor(self.tree)
         limit = int(reclaimable_share * capacity) if reclaimable_share < 1.0 else None
         self.lifecycle = Lifecycle(self.tree, self.evictor, Strict(), limit)
-        self.model = Model(layers, heads=1)
         self.cap = cap
         self.requests: list[Request] = []
         self.count = 0
@@ -267,7 +269,7 @@ class Engine:
     def forward(self, req: Request, n: int) -> None:
         """Run a chunk of ``n`` prompt tokens."""
         if req.state is not None:
-            req.state.begin_chunk(req.kv, self.model)
+            req.state.begin_chunk(req.kv)
         self._compute(req, n)
         if req.kv == len(req.ids):
             req.phase = "computed"

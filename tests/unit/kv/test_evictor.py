@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.kv import reclaim_oracle
+from tests.unit.kv.columns import columns_of
 from tgvkv_sglang.kv.evictor import Evictor
 from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.radix import SpanTree
@@ -73,7 +74,7 @@ class Disorder:
             if span.atom and span.value is not None and self.random.random() < 0.7:
                 kept = torch.rand(LAYERS, len(span), generator=torch.Generator().manual_seed(len(path))) < 0.2
                 grounding = (self.random.randint(0, 3), path[0].end)
-                self.tree.attach(View(span, grounding, kept, span.value, self.tree.store), path[0])
+                self.tree.attach(View(span, grounding, *columns_of(kept), span.value, self.tree.store), path[0])
 
     def lock(self) -> None:
         node = self.random.choice(self.nodes())

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.kv.columns import columns_of
 from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.kv.views import ViewTable
@@ -23,10 +24,10 @@ def span_node(start: int, tokens: int, first_slot: int) -> Node:
 def test_view_lists_what_a_layer_keeps_by_position():
     node = span_node(10, 4, 40)
     kept = torch.tensor([[True, False, False, True], [False] * 4, [False, True, True, True]])
-    view = View(node, (14, 20), kept, node.value, store_of(3))
+    view = View(node, (14, 20), *columns_of(kept), node.value, store_of(3))
     assert len(view) == 5 and view.counts == [2, 0, 3] and not view.packed
     assert view.positions.tolist() == [10, 13, 11, 12, 13] and view.positions.dtype == torch.int32
-    assert view.units.tolist() == [40, 43, 128 + 41, 128 + 42, 128 + 43] and view.units.dtype == torch.int64
+    assert view.units.tolist() == [40, 43, 128 + 41, 128 + 42, 128 + 43] and view.units.dtype == torch.int32
 
 
 @given(st.data())
@@ -40,7 +41,7 @@ def test_table_merges_views_by_layer_and_position_and_follows_packing(data):
         kept = data.draw(st.lists(st.lists(st.booleans(), min_size=tokens, max_size=tokens), min_size=layers,
                                   max_size=layers))  # fmt: skip
         node = span_node(at, tokens, 1 + 10 * i)
-        views.append(View(node, (0, 1), torch.tensor(kept), node.value, store))
+        views.append(View(node, (0, 1), *columns_of(torch.tensor(kept)), node.value, store))
         for layer in range(layers):
             want[layer] += [(at + j, layer * SLOTS + 1 + 10 * i + j) for j in range(tokens) if kept[layer][j]]
         at += tokens

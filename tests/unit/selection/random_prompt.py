@@ -71,7 +71,7 @@ class Prompt:
         text = policy.query_positions(spans, start, N, cap)
         return Grounding("random prompt", spans, text, policy, load_budget_rule("tvb"), quota)
 
-    def ground(self, cuts: list[int], start: int = 0, stash_bytes: int = 2**30, model: Model = MODEL, **how) -> Grounding:
+    def ground(self, cuts: list[int], start=0, stash_bytes: int = 2**30, model: Model = MODEL, **how) -> Grounding:
         """Run a prefill of ``[start, N)`` in chunks that end at ``cuts``, as the backend does."""
         grounding = self.begin(start, **how)
         for begin, end in zip([start, *cuts], [*cuts, N], strict=True):

@@ -18,7 +18,7 @@ from tgvkv_sglang.types import Span
 Scores = tuple[torch.Tensor, torch.Tensor]
 
 
-def choose_for(scored: list[Scores], retentions: list[Fraction], scope: str = "vision", tokens: int = 0) -> list[Chosen]:
+def choose_for(scored: list[Scores], retentions: list[Fraction], scope="vision", tokens: int = 0) -> list[Chosen]:
     """Choose for requests with the given scores ``[L, V]`` and masses ``[L]``, each with one image at position 5."""
     scores, mass = (torch.cat(parts, 1) for parts in zip(*((s, m[:, None]) for s, m in scored), strict=True))
     lens = [one.shape[1] for one, _ in scored]

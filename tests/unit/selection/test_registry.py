@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from tests.unit.selection.random_prompt import LAYERS, SPANS, N, Prompt
 from tgvkv_sglang import registry
 from tgvkv_sglang.config import TgvConfig
 from tgvkv_sglang.errors import ConfigError
 from tgvkv_sglang.flags import FLAGS
-from tgvkv_sglang.selection.budget import TotalBudget, VisionBudget
+from tgvkv_sglang.selection.budget import TotalScope, VisionScope
+from tgvkv_sglang.selection.budget_rules import Tvb
 from tgvkv_sglang.selection.tgv import Tgv
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "policy_package"
@@ -42,22 +42,23 @@ def installed(monkeypatch):
 
 def test_ours_are_found_by_name():
     assert registry.policy_names()[0] == "tgv" and isinstance(registry.load_policy("tgv"), Tgv)
-    assert isinstance(registry.load_budget_rule("vision"), VisionBudget)
-    assert isinstance(registry.load_budget_rule("total"), TotalBudget)
+    assert isinstance(registry.load_budget_rule("tvb"), Tvb)
+    assert isinstance(registry.load_scope("vision"), VisionScope)
+    assert isinstance(registry.load_scope("total"), TotalScope)
 
 
 def test_the_examples_policy_is_the_brute_force_maximum(installed):
     installed(loudest="loudest:Loudest")
     assert registry.policy_names() == ("tgv", "loudest") and TgvConfig(policy="loudest").policy == "loudest"
     prompt = Prompt()
-    scores = prompt.ground([13], policy=registry.load_policy("loudest")).result()
+    scores = prompt.ground([13], policy=registry.load_policy("loudest")).chosen
     text = Tgv().query_positions(SPANS, 0, N, 99).numpy()
     vision = np.concatenate([np.arange(span.start, span.end) for span in SPANS])
     for layer in range(LAYERS):
         weights = prompt.dense(layer, np.tri(N))[0]
         want = [max(weights[head, t, v] for head in range(len(weights)) for t in text) for v in vision]
         np.testing.assert_allclose(scores.scores[layer], want, rtol=1e-5)
-    assert scores.layer_mass.tolist() == [1.0] * LAYERS and not scores.extras
+    assert scores.mass.tolist() == [1.0] * LAYERS and not scores.extras
 
 
 def test_the_examples_project_registers_what_it_says():
@@ -90,7 +91,3 @@ def test_an_unknown_name_is_refused_with_those_there_are(installed):
 def test_the_flag_offers_what_is_registered():
     (flag,) = [flag for flag in FLAGS if flag.field == "policy"]
     assert flag.choices == registry.policy_names()
-
-
-def test_a_policy_without_extras_stacks_none():
-    assert torch.is_tensor(Prompt().ground([]).result().extras["text_weights"])
