@@ -157,7 +157,7 @@ def test_a_batch_without_vision_is_stock_call_for_call(monkeypatch):
     calls = []
     for name in ("forward_extend", "forward_decode"):
         monkeypatch.setattr(TorchNativeAttnBackend, name, lambda self, *args: calls.append(args) or "stock")
-    for name in ("attend", "row_lse_e", "KeyRows", "decode_rows", "stash_and_score"):
+    for name in ("attend", "row_lse_e", "KeyRows", "decode_rows", "page_rows"):
         monkeypatch.setattr(seam, name, lambda *args: pytest.fail("code for views ran on a batch without vision"))
     ours = object.__new__(seam.TgvTorchBackend)
     monkeypatch.setattr(seam, "states_of", lambda batch: None)
@@ -175,7 +175,7 @@ def test_a_batch_without_vision_is_stock_flashinfer_call_for_call(monkeypatch):
         monkeypatch.setattr(
             seam.FlashInferAttnBackend, name, lambda self, *args, name=name: calls.append((name, *args)) or "stock"
         )
-    for name in ("merge_views", "dense_rows", "ViewPlanner", "stash_and_score"):
+    for name in ("merge_views", "dense_rows", "ViewPlanner", "page_rows"):
         monkeypatch.setattr(seam, name, lambda *args: pytest.fail("code for views ran on a batch without vision"))
     monkeypatch.setattr(seam, "states_of", lambda batch: None)
     ours = object.__new__(seam.TgvFlashInferBackend)
