@@ -104,9 +104,7 @@ def launch_at(shape, start, count):
     from tgvkv_kernels.pack_units.launch import launch_pack_units
     from tgvkv_kernels.select import launch as select
     from tgvkv_kernels.stash_rows.launch import launch_stash_rows
-    from tgvkv_kernels.text_weights.launch import launch_text_weights
     from tgvkv_kernels.view_attention.launch import launch_view_attention
-    from tgvkv_kernels.vision_scores.launch import launch_vision_scores
 
     def index(dtype, more=0):
         return torch.zeros(count + start + more, dtype=dtype)[start:]
@@ -128,8 +126,6 @@ def launch_at(shape, start, count):
             all_scores = torch.zeros(shape.layers, count)
             select.launch_select_batch(all_scores, masses, budgets, table, count, slots, 77, torch.int32)
     launch_stash_rows(q, lse, i64, i64, q, lse)
-    launch_text_weights(q, flat[:count], lse, 1.0, shape.q_heads)
-    launch_vision_scores(q, lse, weights, flat, i64, i64, i64, 1.0, shape.q_heads)
     for row_map in (None, i32):
         launch_view_attention(q, flat, flat, i32, index(torch.int32, 1), row_map, 1.0, q, lse)
     for ids in (i32, i64):

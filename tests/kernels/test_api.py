@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tgvkv_kernels.batch_scores.api import batch_text_weights, batch_vision_scores
+from tgvkv_kernels.batch_scores.plan import ScorePlan
 from tgvkv_kernels.common.checks import check_units
 from tgvkv_kernels.common.errors import KernelBackendError, KernelInputError
 from tgvkv_kernels.common.interpreter import bf16_bits_to_f32, f32_to_bf16_bits
-from tgvkv_kernels.common.lse import lse_b2_to_e, merge_by_lse
-from tgvkv_kernels.text_weights import text_weights
+from tgvkv_kernels.common.lse import merge_by_lse
 from tgvkv_kernels.view_attention import view_attention
-from tgvkv_kernels.vision_scores import vision_scores
 
 from tests.kernels.kernel_support import generator, normal
 
@@ -50,30 +50,36 @@ def test_references_are_imported_by_apis_and_references_only():
     assert importers == {"api.py"}, importers
 
 
+def score_case(tokens=3, vision=4):
+    """Plan, stash, keys and slots of one small request."""
+    plan = ScorePlan([torch.arange(vision, vision + tokens)], [torch.arange(vision)], 4, 2, 8, torch.float32, "cpu")
+    q, lse = torch.zeros(1, tokens, 4, 8), torch.zeros(1, tokens, 4)
+    return plan, q, lse, torch.zeros(5, 2, 8), torch.arange(tokens)
+
+
 def test_triton_on_cpu_needs_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    q = torch.ones(1, 1, 64)
+    case = score_case()
     with pytest.raises(KernelBackendError, match="TRITON_INTERPRET=1"):
-        text_weights(q, q, torch.zeros(1, 1), 1.0, backend="triton")
+        batch_text_weights(*case, 0, 5, 1.0, backend="triton")
     with pytest.raises(KernelInputError, match="backend='cuda'"):
-        text_weights(q, q, torch.zeros(1, 1), 1.0, backend="cuda")
+        batch_text_weights(*case, 0, 5, 1.0, backend="cuda")
 
 
 def test_score_errors_name_the_value():
-    q, k, lse = torch.zeros(3, 4, 8), torch.zeros(3, 2, 8), torch.zeros(3, 4)
-    with pytest.raises(KernelInputError, match=r"lse_e has shape \[3, 3\], expected \[3, 4\]"):
-        text_weights(q, k, lse[:, :3], 1.0)
+    plan, q, lse, k, slots = score_case()
+    with pytest.raises(KernelInputError, match=r"lse_b2 has shape \[1, 3, 3\], expected \[1, 3, 4\]"):
+        batch_text_weights(plan, q, lse[..., :3].contiguous(), k, slots, 0, 5, 1.0)
     with pytest.raises(KernelInputError, match="4 query heads cannot share 3"):
-        text_weights(q, torch.zeros(3, 3, 8), lse, 1.0)
+        batch_text_weights(plan, q, lse, torch.zeros(5, 3, 8), slots, 0, 5, 1.0)
     with pytest.raises(KernelInputError, match="total_q_heads=2"):
-        text_weights(q, k, lse, 1.0, total_q_heads=2)
-    with pytest.raises(KernelInputError, match="k is torch.float16"):
-        text_weights(q, k.half(), lse, 1.0)
-    w, pos = torch.zeros(3), torch.arange(3)
-    with pytest.raises(KernelInputError, match=r"ids in \[-1, 5\], the storage has units 0..2"):
-        vision_scores(q, lse, w, k, torch.tensor([-1, 5]), pos, pos[:2], 1.0)
-    with pytest.raises(KernelInputError, match="each row .* must be contiguous"):
-        vision_scores(q, lse, w, torch.zeros(2, 3, 8).transpose(0, 1), pos, pos, pos, 1.0)
+        batch_text_weights(plan, q, lse, k, slots, 0, 5, 1.0, total_q_heads=2)
+    with pytest.raises(KernelInputError, match="k_flat is torch.float16"):
+        batch_text_weights(plan, q, lse, k.half(), slots, 0, 5, 1.0)
+    with pytest.raises(KernelInputError, match=r"slots -1\.\.5 lie outside 0\.\.4"):
+        batch_vision_scores(plan, q, lse, torch.zeros(1, 3), k, torch.tensor([-1, 5, 0, 1]), 0, 5, 1.0)
+    with pytest.raises(KernelInputError, match="lie outside the storage"):
+        batch_text_weights(plan, q, lse, k, slots, 1, 5, 1.0)
 
 
 def test_view_attention_errors_name_the_value():
@@ -96,14 +102,6 @@ def test_int32_units_only_below_2_to_31():
     with pytest.raises(KernelInputError, match="use int64"):
         check_units("units", units, 2**31 + 1)
     check_units("units", units.long(), 2**31 + 1)
-
-
-def test_lse_bases():
-    logits = normal(generator(1), 4, 9, dtype=torch.float64)
-    base_2 = torch.log2(torch.exp2(logits).sum(-1))  # FlashInfer's LSE of these base-2 logits
-    natural = torch.logsumexp(logits * torch.log(torch.tensor(2.0, dtype=torch.float64)), -1)
-    torch.testing.assert_close(lse_b2_to_e(base_2), natural)
-    assert lse_b2_to_e(torch.tensor(float("-inf"))) == float("-inf")
 
 
 def test_merge_by_lse_is_attention_over_the_union():

@@ -28,20 +28,16 @@ def warm_up(shape: ModelShape, device: torch.device | str) -> None:
 
 def warm_up_attention(shape: ModelShape, device: torch.device | str) -> None:
     """Scores and `view_attention`."""
-    from tgvkv_kernels.text_weights.launch import launch_text_weights
     from tgvkv_kernels.view_attention.launch import launch_view_attention
-    from tgvkv_kernels.vision_scores.launch import launch_vision_scores
 
     tokens, heads = 64, shape.q_heads
     q = torch.zeros(tokens, heads, shape.head_dim, dtype=shape.dtype, device=device)
     flat = torch.zeros(tokens, shape.kv_heads, shape.head_dim, dtype=shape.dtype, device=device)
-    lse, weights = torch.zeros(tokens, heads, device=device), torch.zeros(tokens, device=device)
+    lse = torch.zeros(tokens, heads, device=device)
     indptr = torch.zeros(tokens + 1, dtype=torch.int32, device=device)
     units = torch.zeros(4096, dtype=torch.int32, device=device)  # several chunks: decode then merges them
     positions = torch.zeros(tokens, dtype=torch.int64, device=device)
     _warm_up_scores(shape, q, lse, flat, positions)
-    launch_text_weights(q, flat, lse, 1.0, heads)
-    launch_vision_scores(q, lse, weights, flat, positions, positions, positions, 1.0, heads)
     for row_map in (None, units[:tokens]):
         launch_view_attention(q, flat, flat, units, indptr, row_map, 1.0, q.clone(), lse.clone())
 

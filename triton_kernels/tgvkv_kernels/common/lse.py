@@ -8,11 +8,6 @@ LN2 = math.log(2.0)
 LOG2_E = 1.0 / LN2
 
 
-def lse_b2_to_e(lse_b2: torch.Tensor) -> torch.Tensor:
-    """log2-sum-exp2 (FlashInfer) -> natural log-sum-exp; -inf stays -inf."""
-    return lse_b2 * LN2
-
-
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype references calculate in: float64 for float64 inputs (the oracle of the tests), else float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
