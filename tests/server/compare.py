@@ -46,8 +46,7 @@ def assert_selection(server: Server, rid: str, selection: Selection, number: int
 def assert_budget(arrays: dict, meta: dict, selection: Selection) -> None:
     """A trace's budgets are the oracle's for the trace's own masses, exactly, and they are what was kept.
 
-    With ``--tgvkv-zero-bubble`` the device makes them in float64 and the trace counts what was kept: this is where
-    they meet exact arithmetic.
+    The device makes them in float64 and the trace counts what was kept: this is where they meet exact arithmetic.
     """
     tokens = len(selection.vision_positions), selection.num_text
     _, budget = budgets(arrays["layer_mass"].tolist(), meta["retention"], *tokens, meta["scope"])

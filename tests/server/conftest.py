@@ -25,7 +25,7 @@ TOTAL = (*OURS, "--tgvkv-retention", "0.6", "--tgvkv-scope", "total", "--tgvkv-r
 BACKENDS = {
     "torch": ((), None),
     "flashinfer": ((), gpu_like_env()),
-    "graphs": (("--tgvkv-zero-bubble",), gpu_like_env(graphs=True)),
+    "graphs": ((), gpu_like_env(graphs=True)),
 }
 RETRACT = {"SGLANG_TEST_RETRACT": "1"}
 
@@ -59,7 +59,7 @@ def stock(model_dir, tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module", params=BACKENDS)
 def pressure(request, model_dir, tmp_path_factory) -> Iterator[Server]:
-    """The same server on each attention backend: torch; FlashInfer (a stand-in); that in decode graphs, zero bubble."""
+    """The same server on each attention backend: torch; FlashInfer (a stand-in); that in decode graphs."""
     flags, env = BACKENDS[request.param]
     yield from _serve(model_dir, tmp_path_factory.mktemp("pressure"), *PRESSURE, *flags, tokens=1500, env=env)
 

@@ -144,8 +144,8 @@ def test_too_long_a_prompt_is_refused_and_nothing_is_lost(pressure):
     assert pressure.generate(chat("Hello")).ids
 
 
-def test_decode_graphs_are_replayed_with_and_without_views(pressure):
+def test_decode_graphs_are_replayed_with_and_without_views(request, pressure):
     """Only where there are graphs: text-only traffic goes through SGLang's own, the others through ours."""
     pressure.generate(chat("Hello"), max_new_tokens=4)
     variants = replayed_variants(pressure.log_text())
-    assert variants == ({"None", "tgvkv"} if "--tgvkv-zero-bubble" in pressure.process.args else set())
+    assert variants == ({"None", "tgvkv"} if request.node.callspec.params["pressure"] == "graphs" else set())

@@ -20,7 +20,7 @@ from tgvkv_sglang.testing.server import Server, launch
 RETENTION, TOKENS = 0.1, 16
 KINDS = ("nan", "inf", "mass")
 FLAGS = (*OURS, "--tgvkv-retention", str(RETENTION), "--tgvkv-reclaim", "eager", *CHUNKED)
-VARIANTS = {"torch": ((), spoiled_env()), "zero bubble": (("--tgvkv-zero-bubble",), spoiled_env(graphs=True))}
+VARIANTS = {"no overlap": (("--disable-overlap-schedule",), spoiled_env()), "overlap": ((), spoiled_env(graphs=True))}
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -33,7 +33,7 @@ def server(request, model_dir, tmp_path_factory) -> Iterator[Server]:
 @pytest.fixture
 def steps_before_the_result(server) -> int:
     """Decode steps that go through a choice before the scheduler sees the scores."""
-    return 1 if "--tgvkv-zero-bubble" in server.process.args else 0
+    return 0 if "--disable-overlap-schedule" in server.process.args else 1
 
 
 def reports(server: Server, rid: str) -> list[str]:

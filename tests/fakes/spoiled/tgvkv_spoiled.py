@@ -1,44 +1,37 @@
 """SGLang plugin for tests: scores of requests whose id says so are not finite, as after an overflow on a GPU.
 
-Found like ``gpu_like`` (:func:`tests.fakes.spoiled_env`). Scores leave a grounding through its sum over tensor-parallel
-ranks, which is where they are spoiled; keys, values and answers are what they are. Per layer it sums the text weights
-``[T]``, then the scores ``[V]`` with the mass behind them.
+Found like ``gpu_like`` (:func:`tests.fakes.spoiled_env`). The paper's policy is spoiled as its kernels would be: a mass
+is not finite where a score is not. Keys, values and answers are what they are.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from itertools import count
-
-import torch
 
 SPOILED_LAYER = 1
 
 
-def _spoiled(rid: str, model):
-    """The model that a request named ``spoiled-WHAT-...`` is scored with: nan or inf in a score, or a bad mass."""
-    if not rid.startswith("spoiled-"):
-        return model
-    what, calls = rid.split("-")[1], count()
-
-    def spoil(tensor: torch.Tensor) -> torch.Tensor:
-        tensor = model.reduce(tensor)
-        if next(calls) == 2 * SPOILED_LAYER + 1:
-            tensor = tensor.clone()
-            tensor[-1 if what == "mass" else 0] = math.inf if what == "inf" else math.nan
-        return tensor
-
-    return replace(model, reduce=spoil)
+def _spoil(name: str, scores, mass, first: int) -> None:
+    """A request named ``spoiled-WHAT-...`` has nan or inf in a score (``WHAT`` of mass: in the mass alone)."""
+    layer = SPOILED_LAYER - first
+    if not name.startswith("spoiled-") or not 0 <= layer < len(scores):
+        return
+    what = name.split("-")[1]
+    if what != "mass":
+        scores[layer, 0] = math.inf if what == "inf" else math.nan
+    mass[layer] = math.nan
 
 
 def activate() -> None:
     """Called by SGLang in every process."""
-    from tgvkv_sglang.request.state import RequestState
+    from tgvkv_sglang.selection.tgv import Tgv
 
-    original = RequestState.begin_chunk
+    original = Tgv.score
 
-    def begin_chunk(self: RequestState, start: int, model):
-        return original(self, start, model if self.grounding is not None else _spoiled(self.rid, model))
+    def score(self, block):
+        result = original(self, block)
+        for i, (request, part) in enumerate(zip(block.requests, block.vision_parts, strict=True)):
+            _spoil(request.name, result.scores[:, part], result.mass[:, i], block.first)
+        return result
 
-    RequestState.begin_chunk = begin_chunk
+    Tgv.score = score
