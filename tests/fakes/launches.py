@@ -63,8 +63,11 @@ class Launches(FakeCuda):
 
     def __enter__(self) -> "Launches":
         super().__enter__()
-        for owner, name, stand_in in [*self._entries(), *self._kernel_runs()]:
-            self._patches.enter_context(mock.patch.object(owner, name, stand_in))
+        stand_ins = {entry: self._counted(entry) for entry in entries()}
+        _replace(stand_ins)
+        self._patches.callback(_replace, {stand_in: entry for entry, stand_in in stand_ins.items()})
+        for kernel in _kernel_types():
+            self._patches.enter_context(mock.patch.object(kernel, "run", self._kernel_run))
         return self
 
     # -- what is counted -----------------------------------------------------------------------------------------
@@ -131,14 +134,6 @@ class Launches(FakeCuda):
 
     # -- our kernels ---------------------------------------------------------------------------------------------
 
-    def _entries(self) -> Iterator[tuple[Any, str, Callable]]:
-        """Every place that holds an entry of ``tgvkv_kernels``, with what stands in for it."""
-        stand_ins = {entry: self._counted(entry) for entry in entries()}
-        for module in [module for name, module in sys.modules.items() if name.startswith(("tgvkv", "tests."))]:
-            for name, value in list(vars(module).items()):
-                if inspect.isfunction(value) and value in stand_ins:
-                    yield module, name, stand_ins[value]
-
     def _counted(self, entry: Callable) -> Callable:
         """Launches are counted and not run; then the reference computes, in silence."""
 
@@ -152,16 +147,13 @@ class Launches(FakeCuda):
 
         return call
 
-    def _kernel_runs(self) -> Iterator[tuple[Any, str, Callable]]:
-        from triton.runtime.interpreter import InterpretedFunction
-        from triton.runtime.jit import JITFunction
-
+    @property
+    def _kernel_run(self) -> Callable:
         def run(kernel: Any, *args: Any, **options: Any) -> None:
             if not self._paused:
                 self.launches[kernel.fn.__name__] += 1
 
-        yield JITFunction, "run", run
-        yield InterpretedFunction, "run", run
+        return run
 
     @contextmanager
     def _silence(self) -> Iterator[None]:
@@ -200,6 +192,22 @@ def entries() -> frozenset[Callable]:
 
 def _dispatch() -> Callable:
     return import_module("tgvkv_kernels.common.dispatch").use_triton
+
+
+def _replace(functions: dict[Callable, Callable]) -> None:
+    """In every place of ours that holds one of them: callers have imported them by name, some of them just now."""
+    for module in [module for name, module in sys.modules.items() if name.startswith(("tgvkv", "tests."))]:
+        for name, value in list(vars(module).items()):
+            if inspect.isfunction(value) and value in functions:
+                setattr(module, name, functions[value])
+
+
+def _kernel_types() -> list[type]:
+    """What a Triton kernel is where it is compiled, and where it is interpreted."""
+    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
+
+    return [JITFunction, InterpretedFunction]
 
 
 @functools.cache
