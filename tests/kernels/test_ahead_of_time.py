@@ -131,9 +131,6 @@ def launch_at(shape, start, count):
     for ids in (i32, i64):
         launch_pack_units(flat, flat, ids, ids)
         select.launch_view_units(i32, torch.zeros(shape.layers + start, dtype=torch.int32)[start - 1 :], ids, 77)
-    mass = torch.zeros(shape.layers + start)[start:]
-    select.launch_top_positions(index(torch.float32).expand(shape.layers, count).contiguous(), mass.int(), count)
-    select.launch_layer_budgets(mass, count, count)
     rows = torch.zeros(2, 16, dtype=torch.int32)
     launch_dense_rows(rows, i64, i64, i32, i32, index(torch.int32, 1), i32, index(torch.int32, 1))
 

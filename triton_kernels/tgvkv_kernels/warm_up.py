@@ -68,13 +68,12 @@ def warm_up_moves(shape: ModelShape, device: torch.device | str) -> None:
     units = torch.zeros(16, dtype=torch.int32, device=device)
     for ids in (units, units.long()):
         launch_pack_units(flat, flat, ids, ids)  # every unit onto itself: all are 0
-    budget = select.launch_layer_budgets(torch.zeros(shape.layers, device=device), 16, 16)
     scores = torch.zeros(shape.layers, 16, device=device)
-    positions, layer_ptr = select.launch_top_positions(scores, budget, 16)
+    layer_ptr = torch.zeros(shape.layers + 1, dtype=torch.int32, device=device)
     for slots in (units, units.long()):
-        select.launch_view_units(positions, layer_ptr, slots, 16)
+        select.launch_view_units(units, layer_ptr, slots, 16)
         whole = torch.tensor([[0, 16, 16, 0]], dtype=torch.int32).to(device)
-        for given in (None, budget[:, None]):
+        for given in (None, torch.zeros(shape.layers, 1, dtype=torch.int32, device=device)):
             mass = torch.zeros(shape.layers, 1, device=device)
             select.launch_select_batch(scores, mass, given, whole, 16, slots, 16, torch.int32)
     rows = torch.zeros(2, 16, dtype=torch.int32, device=device)

@@ -9,105 +9,7 @@ from tgvkv_kernels.common.dispatch import use_triton
 from tgvkv_kernels.common.errors import KernelInputError
 from tgvkv_kernels.common.upload import upload
 from tgvkv_kernels.select.limits import LAYER_LIMIT, TOTAL_LIMIT
-from tgvkv_kernels.select.reference import (
-    layer_budgets_reference,
-    select_batch_reference,
-    top_positions_reference,
-    view_units_reference,
-)
-
-
-def layer_budgets(layer_mass: torch.Tensor, total: int, cap: int, *, backend: str = "auto") -> torch.Tensor:
-    """Share ``total`` units out to the layers in proportion to their mass, each at most ``cap`` (TGV-KV, TVB).
-
-    Water-filling: a layer that reaches ``cap`` is closed and its surplus goes to the open ones by mass (evenly if those
-    have none). Integers by largest remainder, ties to the lower layer; the budgets sum to ``total`` exactly. Shares are
-    float64 snapped to 2**-30: this equals the exact rational result unless two remainders differ by less than that.
-
-    Args:
-        layer_mass: ``[L]`` float; what is negative or not finite counts as 0.
-        total: units in all, ``0 <= total <= L*cap``.
-        cap: most units a layer can hold, ``|V|``.
-
-    Returns:
-        ``[L]`` int32 on the device of ``layer_mass``. E.g. masses (3, 1), total 4, cap 2 -> (2, 2).
-
-    Raises:
-        KernelInputError: ``total`` that cannot be placed, or too many layers.
-    """
-    check_shape("layer_mass", layer_mass, (None,))
-    check_float("layer_mass", layer_mass)
-    layers = layer_mass.shape[0]
-    if cap < 0 or not 0 <= total <= min(layers * cap, TOTAL_LIMIT):
-        raise KernelInputError(f"total={total} is outside 0..{layers}*{cap} (layers * cap, at most {TOTAL_LIMIT})")
-    if layers > LAYER_LIMIT:
-        raise KernelInputError(f"{layers} layers, at most {LAYER_LIMIT} are supported")
-    if not use_triton(backend, layer_mass.device):
-        return layer_budgets_reference(layer_mass, total, cap)
-    from tgvkv_kernels.select.launch import launch_layer_budgets
-
-    return launch_layer_budgets(layer_mass, total, cap)
-
-
-def select(
-    scores: torch.Tensor,
-    layer_mass: torch.Tensor | None = None,
-    total: int | None = None,
-    *,
-    budget: torch.Tensor | Sequence[int] | None = None,
-    backend: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best vision positions of each layer.
-
-    Give either ``layer_mass`` and ``total`` (budgets by `layer_budgets` with cap V) or ``budget``. The number of kept
-    positions is known on the host beforehand and nothing synchronises with the device.
-
-    Args:
-        scores: ``[L, V]`` float32, higher = keep; ties go to the lower position; NaN counts as -inf.
-        layer_mass: ``[L]`` float. total: kept positions over all layers.
-        budget: per layer, as a sequence, or a ``[L]`` integer tensor; if that is not on the CPU, ``total`` must be its
-            sum (trusted).
-
-    Returns:
-        ``(positions [total] int32, layer_ptr [L+1] int32)``: positions 0..V-1 ascending within each layer; layer ``l``
-        owns ``positions[layer_ptr[l]:layer_ptr[l+1]]``.
-
-    Raises:
-        KernelInputError: shapes or dtypes that do not fit, a budget outside 0..V, or an ambiguous combination.
-    """
-    check_shape("scores", scores, (None, None))
-    check_dtype("scores", scores, (torch.float32,))
-    layers, vision = scores.shape
-    if budget is None:
-        if layer_mass is None or total is None:
-            raise KernelInputError("give layer_mass and total, or budget")
-        check_shape("layer_mass", layer_mass, (layers,))
-        check_same_device(scores=scores, layer_mass=layer_mass)
-        budget = layer_budgets(layer_mass, total, vision, backend=backend)
-    else:
-        budget, total = _check_budget(budget, total, layers, vision, scores.device)
-    if not use_triton(backend, scores.device):
-        return top_positions_reference(scores, budget)
-    from tgvkv_kernels.select.launch import launch_top_positions
-
-    return launch_top_positions(scores, budget, total)
-
-
-def _check_budget(budget, total, layers, vision, device) -> tuple[torch.Tensor, int]:
-    if not isinstance(budget, torch.Tensor):
-        budget = torch.tensor(list(budget), dtype=torch.int32)
-    check_shape("budget", budget, (layers,))
-    check_dtype("budget", budget, INDEX_DTYPES)
-    if budget.device.type != "cpu":
-        if total is None:
-            raise KernelInputError("budget is on the device: give total= (its sum), reading it would synchronise")
-        return budget.to(torch.int32), total
-    values = budget.tolist()
-    if any(not 0 <= value <= vision for value in values):
-        raise KernelInputError(f"budget={values} must lie in 0..{vision}, the number of vision tokens")
-    if total is not None and total != sum(values):
-        raise KernelInputError(f"total={total} is not the sum of budget ({sum(values)}): leave total out")
-    return budget.to(device=device, dtype=torch.int32), sum(values)
+from tgvkv_kernels.select.reference import select_batch_reference, view_units_reference
 
 
 def select_batch(
@@ -121,12 +23,19 @@ def select_batch(
     budgets: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`layer_budgets`, `select` and `view_units` of S requests at once. Nothing synchronises.
+    """The best vision tokens of each layer, for S requests at once. Nothing synchronises.
+
+    Budgets are shared out to the layers in proportion to their mass, each at most the request's vision tokens (TGV-KV,
+    TVB). Water-filling: a layer that is full is closed and its surplus goes to the open ones by mass (evenly if those
+    have none). Integers by largest remainder, ties to the lower layer; they sum to the total exactly. Shares are
+    float64 snapped to 2**-30: this equals the exact rational result unless two remainders differ by less than that.
+    E.g. masses (3, 1), 4 in all of 2 vision tokens -> (2, 2).
 
     Args:
         scores: ``[L, V]`` float32, the requests' vision tokens one request after the other (higher = keep; ties go to
             the lower position; NaN counts as -inf).
-        layer_mass: ``[L, S]`` float32 (see `layer_budgets`); not read, and may be None, where ``budgets`` are given.
+        layer_mass: ``[L, S]`` float; what is negative or not finite counts as 0. Not read, and may be None, where
+            ``budgets`` are given.
         vision_lens: vision tokens of each request, V in all. totals: kept tokens of each over all layers, known on the
             host, ``0 <= totals[r] <= L*vision_lens[r]``.
         span_slots: ``[V]`` int32 or int64 slot of each vision token. slots_per_layer: slots of the storage.

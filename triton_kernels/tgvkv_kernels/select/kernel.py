@@ -38,24 +38,6 @@ def share_out(mass, m_layer, L, total, cap, BL: tl.constexpr, QUANTUM_BITS: tl.c
     return tl.where(m_layer, floor + (rank < left).to(tl.int64), 0)
 
 
-@triton.jit(do_not_specialize=["L", "total", "cap"], do_not_specialize_on_alignment=["p_mass", "p_budget"])
-def layer_budgets_kernel(
-    p_mass,  # [L] float
-    p_budget,  # [L] int32
-    L,
-    total,
-    cap,
-    BL: tl.constexpr,
-    QUANTUM_BITS: tl.constexpr,
-):
-    """One program."""
-    layer = tl.arange(0, BL)
-    m_layer = layer < L
-    mass = tl.load(p_mass + layer, mask=m_layer, other=0.0).to(tl.float64)
-    budget = share_out(mass, m_layer, L, total, cap, BL, QUANTUM_BITS)
-    tl.store(p_budget + layer, budget.to(tl.int32), mask=m_layer)
-
-
 @triton.jit
 def sortable_key(b_score):
     """float32 -> int64 in 0..2^32-1 with the same order; -0 equals +0 and NaN counts as -inf."""
@@ -100,41 +82,6 @@ def keep_flags(p_row, start, V, threshold, wanted_ties, ties, BV: tl.constexpr):
     tie_rank = ties + tl.cumsum(tie, axis=0) - tie
     keep = (m_v & ((key > threshold) | ((tie == 1) & (tie_rank < wanted_ties)))).to(tl.int32)
     return position, keep, ties + tl.sum(tie, axis=0)
-
-
-@triton.jit(
-    do_not_specialize=["L", "V", "s_layer"],
-    do_not_specialize_on_alignment=["p_scores", "p_budget", "p_positions", "p_layer_ptr"],
-)
-def top_positions_kernel(
-    p_scores,  # [L, V] float32
-    p_budget,  # [L] int32
-    p_positions,  # [sum(budget)] int32
-    p_layer_ptr,  # [L + 1] int32
-    L,
-    V,
-    s_layer,
-    BL: tl.constexpr,
-    BV: tl.constexpr,
-):
-    """One program per layer: find the budget-th largest key bit by bit, then write the kept positions in order."""
-    i_layer = tl.program_id(0)
-    layer = tl.arange(0, BL)
-    budgets = tl.load(p_budget + layer, mask=layer < L, other=0)
-    base = tl.sum(tl.where(layer < i_layer, budgets, 0), axis=0)
-    count = tl.sum(tl.where(layer == i_layer, budgets, 0), axis=0)
-    tl.store(p_layer_ptr + i_layer, base)
-    if i_layer == L - 1:
-        tl.store(p_layer_ptr + L, base + count)
-    p_row = p_scores + i_layer.to(tl.int64) * s_layer
-
-    threshold, wanted_ties = kth_key(p_row, count, V, BV)
-    written, ties = zero(tl.int32), zero(tl.int32)
-    for start in range(0, V, BV):
-        position, keep, ties = keep_flags(p_row, start, V, threshold, wanted_ties, ties, BV)
-        rank = written + tl.cumsum(keep, axis=0) - keep
-        tl.store(p_positions + base + rank, position.to(tl.int32), mask=keep == 1)
-        written += tl.sum(keep, axis=0)
 
 
 @triton.jit(

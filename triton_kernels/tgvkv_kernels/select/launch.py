@@ -4,56 +4,13 @@ import torch
 
 from tgvkv_kernels.common.tiles import ceil_div, next_power_of_2
 from tgvkv_kernels.select.kernel import (
-    layer_budgets_kernel,
     select_batch_kernel,
-    top_positions_kernel,
     view_units_kernel,
 )
 from tgvkv_kernels.select.limits import QUANTUM_BITS
 
 TOP_BLOCK = 1024  # one for all image sizes; longer rows loop
 UNITS_BLOCK = 256
-
-
-def launch_layer_budgets(layer_mass: torch.Tensor, total: int, cap: int) -> torch.Tensor:
-    """Checked arguments of `tgvkv_kernels.select.api.layer_budgets`; one launch of one warp."""
-    layers = layer_mass.shape[0]
-    budget = torch.empty(layers, dtype=torch.int32, device=layer_mass.device)
-    if layers:
-        layer_budgets_kernel[(1,)](
-            layer_mass.contiguous(),
-            budget,
-            layers,
-            total,
-            cap,
-            BL=next_power_of_2(layers),
-            QUANTUM_BITS=QUANTUM_BITS,
-            num_warps=1,
-        )
-    return budget
-
-
-def launch_top_positions(scores: torch.Tensor, budget: torch.Tensor, total: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Checked scores and budgets -> ``(positions, layer_ptr)``; one launch, a program per layer."""
-    layers, vision = scores.shape
-    positions = torch.empty(total, dtype=torch.int32, device=scores.device)
-    layer_ptr = torch.empty(layers + 1, dtype=torch.int32, device=scores.device)
-    if layers == 0:
-        return positions, layer_ptr.zero_()
-    scores = scores if scores.stride(1) == 1 else scores.contiguous()
-    top_positions_kernel[(layers,)](
-        scores,
-        budget.contiguous(),
-        positions,
-        layer_ptr,
-        layers,
-        vision,
-        scores.stride(0),
-        BL=next_power_of_2(layers),
-        BV=TOP_BLOCK,
-        num_warps=8,
-    )
-    return positions, layer_ptr
 
 
 def launch_view_units(
