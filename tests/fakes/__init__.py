@@ -34,6 +34,11 @@ def spoiled_env(graphs: bool = False) -> dict[str, str]:
     return {**gpu_like_env(graphs=True), **plugin_env("spoiled", "gpu_like")} if graphs else plugin_env("spoiled")
 
 
+def steps_without_graph(log: str) -> list[int]:
+    """Sizes of the decode steps that a server with graphs ran without one, as :mod:`tests.fakes.graphs` says."""
+    return [int(size) for size in re.findall(r"decode step of (\d+) without a graph", log)]
+
+
 def replayed_variants(log: str) -> set[str]:
     """Which variants of a server's decode graphs were replayed, as :mod:`tests.fakes.graphs` says in its log."""
     return set(re.findall(r"first replay of graph size=\d+ variant=(\w+)", log))

@@ -1,4 +1,7 @@
-"""The fake FlashInfer's decode: one query token per request, ``plan()`` and ``fast_decode_plan``."""
+"""The fake FlashInfer's decode: one query token per request, ``plan()`` and ``fast_decode_plan``.
+
+With ``use_tensor_cores`` the real one plans and runs its prefill kernel, over a table of query rows of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import flashinfer
 import torch
 
 from tests.fakes.binding import Arguments, bound
-from tests.fakes.planned_attention import check_same_buffer
+from tests.fakes.planned_attention import check_int32, check_planned, check_same_buffer
 from tests.fakes.wrapper_base import PagedWrapper, host
 
 real = flashinfer.BatchDecodeWithPagedKVCacheWrapper
@@ -36,6 +39,12 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedWrapper):
             self._fixed_batch_size = len(self._paged_kv_last_page_len_buf)
             if len(self._paged_kv_indptr_buf) != self._fixed_batch_size + 1:
                 raise ValueError("The size of paged_kv_indptr_buffer should be batch_size + 1")
+            if self._use_tensor_cores:
+                self._qo_indptr_buf = self._one_row_each(self._fixed_batch_size)
+
+    def _one_row_each(self, batch_size: int) -> torch.Tensor:
+        """Where the tensor-core kernel finds the query rows of each request."""
+        return torch.arange(batch_size + 1, dtype=torch.int32, device=self.device)
 
     @property
     def use_tensor_cores(self) -> bool:
@@ -48,11 +57,15 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedWrapper):
             raise ValueError("fixed_split_size is only supported by tensor core decode for now.")
         self._check_batch(len(a.last_page_len))
         self._take_pages(a.indptr, a.indices, a.last_page_len)
+        if not self._use_cuda_graph:
+            self._qo_indptr_buf = self._one_row_each(len(a.last_page_len))
         self._plan_pages(host(a.indptr), a.last_page_len)
         self._plan_shape(a, a.head_dim, a.page_size)
         self._plan_types(a, both=a.data_type)
         self._plan_scores(a)
         self._compile()
+        if self.use_tensor_cores and self._backend == "auto":
+            self._backend = "fa2"
 
     begin_forward = plan
 
@@ -60,7 +73,10 @@ class BatchDecodeWithPagedKVCacheWrapper(PagedWrapper):
         batch_size = len(self._paged_kv_last_page_len_buf)
         if q.shape[0] != batch_size:
             raise ValueError(f"q.shape[0] ({q.shape[0]}) is not the batch size ({batch_size})")
-        return list(range(batch_size + 1))
+        if not self.use_tensor_cores:
+            return list(range(batch_size + 1))
+        check_int32(qo_indptr=self._qo_indptr_buf)
+        return check_planned("qo_indptr", self._qo_indptr_buf, self._one_row_each(batch_size))
 
     @bound(real.run, "enable_pdl")
     def run(self, a: Arguments) -> Any:
@@ -96,6 +112,8 @@ def fast_decode_plan(self: BatchDecodeWithPagedKVCacheWrapper, a: Arguments) -> 
     else:
         self._paged_kv_indptr_buf, self._paged_kv_indices_buf = a.indptr, a.indices
         self._paged_kv_last_page_len_buf = a.last_page_len
+        if self.use_tensor_cores:
+            self._qo_indptr_buf = self._one_row_each(len(a.last_page_len))
     if self._cached_module is None:
         raise RuntimeError("Error in standard plan: fast_decode_plan needs the module of an earlier plan()")
     ones = torch.ones(len(a.last_page_len), dtype=torch.int32)

@@ -17,11 +17,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tests.fakes.host_reads import INDEXING
+
 HERE = str(Path(__file__).resolve().parent)
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 COPIES = {"_to_copy", "copy_"}
-TAKES_HOST_INDEX = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
 class CudaTensor(torch.Tensor):
@@ -147,7 +148,7 @@ def _lies_on_gpu(outer: dict, kwargs: dict) -> bool:
 
 
 def _refuse_mixed(name: str, given: list[torch.Tensor]) -> None:
-    if name in COPIES | TAKES_HOST_INDEX:
+    if name in COPIES | INDEXING:
         return
     where = {isinstance(tensor, CudaTensor) for tensor in given if isinstance(tensor, CudaTensor) or tensor.dim()}
     if len(where) > 1:

@@ -2,7 +2,8 @@
 
 What a real graph freezes is frozen here: Python ran once, at capture, and a replay repeats its operations on the
 addresses it saw. Whoever forgets to refresh a table, or makes a new tensor for each step, gets old data. Reading a
-value back to the host, which a real capture refuses, is refused. Memory left uninitialised is NaN.
+value back to the host, uploading or pinning one, which a real capture refuses, is refused. Memory left uninitialised is
+NaN. Decode steps that were not replayed are told in the log.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-HOST_READS = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::masked_select"}
-EMPTY = {"aten::empty", "aten::empty_like", "aten::empty_strided", "aten::new_empty", "aten::new_empty_strided"}
+from tests.fakes.fake_cuda import ALLOCATIONS
+from tests.fakes.host_reads import NoHostCalls, reads_back
+
 BATCHES = [1, 2, 4, 8, 16]
 _recorder: "_Recorder | None" = None
 
@@ -34,10 +36,10 @@ class _Recorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         if self.paused:
             return out
-        name = func._schema.name
-        if name in HOST_READS:
+        name = func._schema.name.removeprefix("aten::")
+        if reads_back(name, args, kwargs) or name == "_pin_memory":
             raise RuntimeError(f"{name} reads the device from the host: a CUDA graph cannot be captured around it")
-        if name in EMPTY:
+        if name in ALLOCATIONS:
             for tensor in tree_leaves(out):
                 if tensor.is_floating_point():
                     tensor.fill_(float("nan"))
@@ -73,7 +75,7 @@ class RecordedGraph:
         global _recorder
         _recorder = _Recorder()
         try:
-            with _recorder:
+            with NoHostCalls(lambda: _recorder.paused), _recorder:
                 out = forward()
             self._steps = _recorder.steps
         finally:
@@ -140,6 +142,7 @@ def install() -> None:
     from sglang.srt.model_executor.graph_shared_output import GraphSharedOutput
     from sglang.srt.model_executor.model_runner_components import cuda_graph_setup as setup
     from sglang.srt.model_executor.runner import decode_cuda_graph_runner as runner
+    from sglang.srt.model_executor.runner.eager_runner import EagerRunner
 
     from tests.fakes import flashinfer_fake
     from tgvkv_sglang.attention import merge
@@ -153,9 +156,21 @@ def install() -> None:
     runner.get_batch_sizes_to_capture = lambda model_runner, tokens_per_request: (BATCHES, [])
     runner.graph_capture = _capture
     runner.resolve_decode_backend = lambda cuda_graph_runner: EmulatedGraphBackend()
+    EagerRunner.execute = telling_of_decode(EagerRunner.execute)
     merge.view_attention = opaque(merge.view_attention)
     decode = flashinfer_fake.BatchDecodeWithPagedKVCacheWrapper
     decode.run = opaque_method(decode.run)
+
+
+def telling_of_decode(execute: Callable) -> Callable:
+    """SGLang's way without graphs, which says when a decode step takes it."""
+
+    def call(self: Any, forward_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if forward_batch.forward_mode.is_decode():
+            print(f"gpu_like: decode step of {forward_batch.batch_size} without a graph", flush=True)
+        return execute(self, forward_batch, *args, **kwargs)
+
+    return call
 
 
 def opaque_method(method: Callable) -> Callable:

@@ -27,14 +27,11 @@ import tgvkv_kernels
 import torch
 from torch.utils._pytree import tree_leaves
 
-from tests.fakes.fake_cuda import ALLOCATIONS, COPIES, HERE, TAKES_HOST_INDEX, CudaTensor, FakeCuda, on_gpu, values
+from tests.fakes.fake_cuda import ALLOCATIONS, COPIES, HERE, CudaTensor, FakeCuda, on_gpu, values
+from tests.fakes.host_reads import INDEXING, NUMBERS, reads_back
 
 __all__ = ["Launches", "on_gpu", "values"]
 
-READS = {"equal", "nonzero", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "bincount"}
-"""Operations whose result, or its size, is on the host: it waits for the kernel."""
-NUMBERS = {"_local_scalar_dense", "item", "is_nonzero"}
-"""One number is copied to the host."""
 NO_KERNEL = ALLOCATIONS | {"lift_fresh", "record_stream", "_pin_memory", "_unsafe_view"}
 
 
@@ -83,15 +80,15 @@ class Launches(FakeCuda):
             return
         if name in COPIES:
             self._copied(name, args, kwargs, out)
-        elif name in NUMBERS:
+            return
+        if name in INDEXING:
+            self._host_indices(name, args)
+        if name in NUMBERS:
             self.to_host += 1
-            self._waited(name)
-        elif name in TAKES_HOST_INDEX:
-            self._indexed(name, args)
         elif name not in NO_KERNEL and name not in _views():
             self._launched(name, made)
-            if name in READS or (name == "repeat_interleave" and kwargs.get("output_size") is None):
-                self._waited(name)
+        if reads_back(name, args, kwargs):
+            self._waited(name)
 
     def waits_for_event(self) -> None:
         self._not_in_capture("Event.synchronize")
@@ -120,17 +117,12 @@ class Launches(FakeCuda):
             self._waited(name)
         self._not_in_capture(name)
 
-    def _indexed(self, name: str, args: tuple) -> None:
-        """By a mask the host needs the number of hits, unless one value is written; an index of the host is copied."""
-        indices = [index for index in args[1] if index is not None]
-        by_mask = any(index.dtype in (torch.bool, torch.uint8) for index in indices)
-        for index in indices:
-            if not isinstance(index, CudaTensor):
+    def _host_indices(self, name: str, args: tuple) -> None:
+        """An index of the host is copied."""
+        for index in args[1]:
+            if index is not None and not isinstance(index, CudaTensor):
                 self.to_device += 1
                 self._waited(name)
-        if by_mask and not (name != "index" and args[2].numel() == 1):
-            self._waited(name)
-        self.launches[name] += 1
 
     # -- our kernels ---------------------------------------------------------------------------------------------
 

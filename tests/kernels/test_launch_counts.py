@@ -41,9 +41,6 @@ def arguments(device):
                         ids(0, 0, 0))],  # fmt: skip
         "view_attention": [(*q(1), few, ids(0, 3), None, 0.3, *out(1)), (*q(2), many, ids(0, 290, 300), None, 0.3,
                            *out(2)), (*q(2), many, ids(0, 290, 300), ids(0, 1), 0.3, *out(2))],  # fmt: skip
-        "text_weights": [(random(3, HEADS, DIM), random(3, KV_HEADS, DIM), random(3, HEADS), 0.3)],
-        "vision_scores": [(random(3, HEADS, DIM), random(3, HEADS), random(3).abs(), flat, few, ids(9, 10, 11), few,
-                           0.3)],  # fmt: skip
     }  # fmt: skip
 
 

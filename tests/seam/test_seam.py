@@ -247,6 +247,36 @@ def test_a_decode_batch_goes_through_the_graph_that_fits_it(graph_runner):
     assert not fits(decode_batch(["too many"])) and not fits(decode_batch(["viewed"]), stock=False)
 
 
+def test_steps_that_views_keep_out_of_graphs_are_counted_and_logged_each_time_they_doubled(caplog, monkeypatch):
+    """By the backend's own check, once a step; the tables are a real planner's and hold 12 units."""
+    from tgvkv_sglang.attention.planner import ViewPlanner
+    from tgvkv_sglang.kv.store import UnitStore
+    from tgvkv_sglang.kv.views import KeptUnits, ViewTable
+    from tgvkv_sglang.selection.policy import Model
+    from tgvkv_sglang.sglang_seam import cuda_graphs
+    from tgvkv_sglang.sglang_seam.flashinfer_backend import TgvFlashInferBackend
+
+    monkeypatch.setattr(cuda_graphs, "is_first_rank", lambda: True)
+    store = UnitStore(torch.zeros(2, 6, 1, 4), torch.zeros(2, 6, 1, 4))
+    backend = object.__new__(TgvFlashInferBackend)
+    backend._planner = ViewPlanner(store, Model(2, 1), torch.zeros(8, 9, dtype=torch.int32), 2**20)
+    backend._planner.make_graph_tables(8)
+    backend.steps_without_graph = cuda_graphs.StepsWithoutGraph()
+    kept = torch.arange(4, dtype=torch.int32)
+    view = KeptUnits([(0, 5)], kept, kept, torch.tensor([0, 3, 4], dtype=torch.int32))
+    viewer = types.SimpleNamespace(table=lambda decode: ViewTable([view]))
+    assert all(backend.graph_fits(states) for states in ([], [None], [viewer, None], [viewer] * 3))
+    assert backend.steps_without_graph.count == 0
+    with caplog.at_level("WARNING"):
+        for _ in range(9):
+            assert not backend.graph_fits([viewer, None, viewer, viewer, viewer])
+    assert backend.steps_without_graph.count == 9
+    assert [record.message.split(" (this")[0] for record in caplog.records] == [
+        "tgvkv: a decode step of 5 requests ran without a CUDA graph, which is slower: their views have 16 units, the "
+        f"graphs' tables hold 12. Such steps so far: {count}" for count in (1, 2, 4, 8)
+    ]  # fmt: skip
+
+
 def cache_of(slots: int):
     """The prefix cache as SGLang makes it, over a pool of one layer."""
     from sglang.srt.mem_cache.cache_init_params import CacheInitParams

@@ -45,12 +45,13 @@ def plan_decode(wrapper, batch, **options):
 LENGTHS = [5, 1, 0, 17, 8]
 
 
+@pytest.mark.parametrize("tensor_cores", [False, True])
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 @pytest.mark.parametrize("graph", [False, True])
 @pytest.mark.parametrize("page_size", [1, 4])
-def test_decode_is_brute_force(page_size, graph, layout):
+def test_decode_is_brute_force(page_size, graph, layout, tensor_cores):
     batch = Batch(LENGTHS, page_size, layout=layout)
-    wrapper = decode_wrapper(batch, graph, layout=layout)
+    wrapper = decode_wrapper(batch, graph, layout=layout, use_tensor_cores=tensor_cores)
     plan_decode(wrapper, batch)
     q, _ = batch.queries([1] * len(LENGTHS))
     wanted = [brute(q[i : i + 1].numpy(), batch.keys[i], batch.values[i], 0.3) for i in range(len(LENGTHS))]
@@ -269,7 +270,7 @@ def test_a_decode_is_one_operation_of_a_recorded_graph(call, monkeypatch):
     batch = Batch([3, 2], 1)
     q, _ = batch.queries([1, 1])
     wrapper, graph = captured(batch), RecordedGraph()
-    with pytest.raises(RuntimeError, match="reads the device from the host"):
+    with pytest.raises(RuntimeError, match="a CUDA graph cannot be captured"):
         graph.record(lambda: getattr(wrapper, call)(q, batch.cache))
     monkeypatch.setattr(decode, "run", opaque_method(decode.run))
     graph.record(lambda: getattr(wrapper, call)(q, batch.cache))
@@ -302,6 +303,45 @@ def test_fast_decode_plan_writes_nothing():
     kept = [b.clone() for b in buffers]
     fast_plan(wrapper, batch, host=torch.tensor([0, 1, 2], dtype=torch.int32))
     assert all(torch.equal(a, b) for a, b in zip(buffers, kept, strict=True))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_tensor_core_decode_has_rows_of_its_own(graph):
+    """It runs the prefill kernel, which reads where each request's queries lie; the wrapper made that once."""
+    batch = Batch([3, 2], 1)
+    q, _ = batch.queries([1, 1])
+    plain, wrapper = (decode_wrapper(batch, graph, use_tensor_cores=on) for on in (False, True))
+    for one in (plain, wrapper):
+        plan_decode(one, batch)
+    assert torch.equal(wrapper.run(q, batch.cache), plain.run(q, batch.cache))
+    assert (wrapper._backend, plain._backend) == ("fa2", "auto") and wrapper.use_tensor_cores
+    wrapper.plan(*batch.pages, HEADS, KV_HEADS, DIM, 1, **TYPES, fixed_split_size=4)
+    with pytest.raises(ValueError, match="only supported by tensor core decode"):
+        plain.plan(*batch.pages, HEADS, KV_HEADS, DIM, 1, **TYPES, fixed_split_size=4)
+    fake.fast_decode_plan(wrapper, wrapper._paged_kv_indptr_buf, wrapper._paged_kv_indices_buf,
+                          wrapper._paged_kv_last_page_len_buf, HEADS, KV_HEADS, DIM, 1, **TYPES)  # fmt: skip
+    assert torch.equal(wrapper.run(q, batch.cache), plain.run(q, batch.cache))
+    wrapper._qo_indptr_buf[1] = 2
+    with pytest.raises(fake.StalePlanError, match="qo_indptr"):
+        wrapper.run(q, batch.cache)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_in_and_out(dtype):
+    """Values are rounded once, the log-sum-exp stays float32."""
+    batch = Batch([3, 2], 1)
+    cache = tuple(x.to(dtype) for x in batch.cache)
+    q, _ = batch.queries([1, 1])
+    wrapper = decode_wrapper(batch, use_tensor_cores=True)
+    wrapper.plan(*batch.pages, HEADS, KV_HEADS, DIM, 1, q_data_type=dtype, data_type=dtype)
+    out, lse = wrapper.run_return_lse(q.to(dtype), cache)
+    assert (out.dtype, lse.dtype) == (dtype, torch.float32)
+    exact = decode_wrapper(batch)
+    plan_decode(exact, batch)
+    wanted = exact.run_return_lse(q.to(dtype).float(), tuple(x.float() for x in cache))
+    assert torch.equal(out, wanted[0].to(dtype)) and torch.equal(lse, wanted[1])
+    with pytest.raises(ValueError, match="dtype of q torch.float32"):
+        wrapper.run(q, cache)
 
 
 @pytest.mark.parametrize("name", ["indptr", "indices"])

@@ -111,9 +111,19 @@ def test_attributes_that_sglang_reads_are_the_real_ones():
         "_int_workspace_buffer",
         "_cached_module",
         "_backend",
+        "_use_tensor_cores",
     ):
         assert f"self.{name}" in source
         assert hasattr(wrapper, name)
+
+
+def test_tensor_core_decode_is_planned_as_the_real_one_plans_it():
+    """Its own rows, made once in graph mode and with each plan else; the names are those of the real source."""
+    real = flashinfer.BatchDecodeWithPagedKVCacheWrapper
+    for function in (real.__init__, real._plan_impl, flashinfer.fast_decode_plan):
+        assert "self._qo_indptr_buf = " in inspect.getsource(inspect.unwrap(function))
+    run = inspect.getsource(inspect.unwrap(real.run))
+    assert "if self.use_tensor_cores:" in run and "self._qo_indptr_buf," in run
 
 
 def test_lse_of_an_empty_row_is_flashinfers_infinity():

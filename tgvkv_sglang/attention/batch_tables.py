@@ -124,9 +124,9 @@ class FixedUnits(BatchUnits):
         units = torch.zeros(capacity, dtype=torch.int32, device=device)
         super().__init__(units, torch.zeros(layers, max_batch + 1, dtype=torch.int32, device=device))
 
-    def fits(self, tables: Tables) -> bool:
-        needed = sum(len(part) for table in tables if table is not None for part in table.parts)
-        return needed <= self.units.shape[0] and len(tables) < self.indptr.shape[1]
+    @property
+    def capacity(self) -> int:
+        return self.units.shape[0]
 
     def load(self, new: BatchUnits) -> None:
         """Copy ``new`` in, on the current stream."""
@@ -141,6 +141,11 @@ def row_requests(row_counts: Sequence[int], device: torch.device) -> torch.Tenso
     counts = torch.tensor(row_counts)
     rows = torch.repeat_interleave(torch.arange(len(row_counts), dtype=torch.int32), counts)
     return upload(rows, device)
+
+
+def units_in(tables: Tables) -> int:
+    """Units of a batch's views, in all layers."""
+    return sum(len(part) for table in tables if table is not None for part in table.parts)
 
 
 def stamp_of(tables: Tables) -> tuple:

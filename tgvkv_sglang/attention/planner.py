@@ -14,7 +14,7 @@ import torch
 from ..kv.store import UnitStore
 from ..selection.policy import Model
 from ..selection.scoring import Ask, PrefillScoring
-from .batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_requests, stamp_of
+from .batch_tables import BatchUnits, FixedUnits, Holes, Tables, row_requests, stamp_of, units_in
 from .rows import Attendees, Row, prefill_row
 
 
@@ -125,10 +125,10 @@ class ViewPlanner:
         store = self._store
         self._fixed = FixedUnits(store.layers, max_batch, store.layers * store.slots, store.device)
 
-    def graph_fits(self, attendees: Attendees) -> bool:
-        """Whether a decode batch's views fit the graphs' tables. They may not where many share a span in full."""
-        tables = self.decode_tables(attendees)
-        return tables is None or self._fixed.fits(tables)
+    def graph_units(self, attendees: Attendees) -> tuple[int, int]:
+        """Units of a decode batch's views, and how many the graphs' tables hold. Where many share a span in full it may
+        be fewer."""
+        return units_in(self.decode_tables(attendees) or ()), self._fixed.capacity
 
     def graph_step(self, tables: Tables, batch: int) -> Step:
         """A decode step of a graph for ``batch`` requests; what ``tables`` leaves over is padding."""

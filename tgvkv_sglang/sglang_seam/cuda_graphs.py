@@ -5,11 +5,36 @@ The graph without views is the stock graph, so that traffic without images launc
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from .batches import states_of
+from .tensor_parallel import is_first_rank
 
 LABEL = "tgvkv"
+logger = logging.getLogger(__name__)
+
+
+class StepsWithoutGraph:
+    """Decode steps that ran without a graph because their views outgrew its tables; logged each time they doubled.
+
+    Attributes:
+        count: how many so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, requests: int, needed: int, held: int) -> None:
+        """One more, of so many requests, whose views have ``needed`` units where tables hold ``held``."""
+        self.count += 1
+        if self.count & (self.count - 1) == 0 and is_first_rank():
+            logger.warning(
+                "tgvkv: a decode step of %d requests ran without a CUDA graph, which is slower: their views have %d "
+                "units, the graphs' tables hold %d. Such steps so far: %d (this line comes each time they doubled). "
+                "Serve with a lower --tgvkv-retention or --max-running-requests, or a larger KV pool.",
+                requests, needed, held, self.count,
+            )  # fmt: skip
 
 
 def _ours(runner: Any) -> bool:

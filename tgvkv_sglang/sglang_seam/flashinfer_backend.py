@@ -27,6 +27,7 @@ from ..attention.rows import Attendees
 from ..errors import NotSelfAttentionError, UnsupportedServerError
 from ..kv.store import UnitStore
 from .batches import current_states, page_rows, states_of
+from .cuda_graphs import StepsWithoutGraph
 from .server_args import config_of
 from .tensor_parallel import model_of
 
@@ -71,6 +72,7 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
         self._planner = ViewPlanner(self._store, model, self.req_to_token_pool.req_to_token, stash_bytes)
         self._step: Step | None = None
         self._capturing = False
+        self.steps_without_graph = StepsWithoutGraph()
         self._graph_wrappers: dict[bool, dict] = {False: self.decode_cuda_graph_metadata, True: {}}
         self.indices_updater_decode.update = partial(self._update_decode, self.indices_updater_decode.update)
 
@@ -193,8 +195,11 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
         return self._planner.decode_tables(states) is not None
 
     def graph_fits(self, states: Attendees) -> bool:
-        """Whether the views of a decode batch fit the captured graphs' tables."""
-        return self._planner.graph_fits(states)
+        """Whether the views of a decode batch that is about to run fit the captured graphs' tables; counts if not."""
+        needed, held = self._planner.graph_units(states)
+        if needed > held:
+            self.steps_without_graph.add(len(states), needed, held)
+        return needed <= held
 
     def init_forward_metadata_out_graph(self, forward_batch: ForwardBatch, in_capture: bool = False) -> None:
         batch = forward_batch.batch_size

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.unit.kv.columns import columns_of
 from tgvkv_sglang.attention import batch_tables
-from tgvkv_sglang.attention.batch_tables import BatchUnits, FixedUnits, Holes, row_requests, stamp_of
+from tgvkv_sglang.attention.batch_tables import BatchUnits, FixedUnits, Holes, row_requests, stamp_of, units_in
 from tgvkv_sglang.kv.nodes import Node, View
 from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.kv.views import KeptUnits, ViewTable
@@ -73,20 +73,11 @@ def test_a_fixed_table_holds_what_was_loaded_and_rows_past_the_batch_own_nothing
     addresses = fixed.units.data_ptr(), fixed.indptr.data_ptr()
     fixed.units.fill_(-1)
     fixed.indptr.fill_(77)  # what an earlier, larger batch left behind
-    assert fixed.fits(tables)
+    assert units_in(tables) == len(BatchUnits.of(tables, layers, CPU).units) <= fixed.capacity
     fixed.load(BatchUnits.of(tables, layers, CPU))
     assert (fixed.units.data_ptr(), fixed.indptr.data_ptr()) == addresses
     for layer in range(layers):
         assert read(fixed, layer, len(tables) + padding) == loop(tables, layer) + [[]] * padding
-
-
-def test_a_fixed_table_says_when_a_batch_is_too_large():
-    kept = torch.ones(2, 3, dtype=torch.bool)
-    span = Node(np.full(3, 10**6), torch.arange(3), start=0, atom=True)
-    tables = [ViewTable([View(span, (0, 1), *columns_of(kept), span.value, store_of(2))]), None]
-    assert FixedUnits(2, 2, 6, CPU).fits(tables)
-    assert not FixedUnits(2, 2, 5, CPU).fits(tables)
-    assert not FixedUnits(2, 1, 6, CPU).fits(tables)
 
 
 @given(batches())
