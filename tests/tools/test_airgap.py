@@ -26,13 +26,22 @@ def test_packages_are_pinned():
 
 
 def test_pruning_spares_what_a_server_loads():
-    assert pack.pruned("sgl_kernel/flash_ops.abi3.so") and pack.pruned("sgl_kernel/sm100/common_ops.abi3.so")
+    assert pack.pruned("sgl_kernel/flashmla_ops.abi3.so") and pack.pruned("sgl_kernel/sm100/common_ops.abi3.so")
     for kept in (
-        "sgl_kernel/sm90/common_ops.abi3.so", "sgl_kernel/__init__.py", "sglang/srt/server_args.py",
-        "sglang/srt/grpc/__init__.py", "flashinfer/data/csrc/batch_prefill.cu", "xgrammar/libxgrammar_bindings.so",
-        "flashinfer/data/cutlass/include/cute/tensor.hpp", "sglang-0.5.17.dist-info/entry_points.txt",
+        pack.FLASH_ATTENTION, "sgl_kernel/sm90/common_ops.abi3.so", "sgl_kernel/__init__.py",
+        "sglang/srt/server_args.py", "sglang/srt/grpc/__init__.py", "flashinfer/data/csrc/batch_prefill.cu",
+        "xgrammar/libxgrammar_bindings.so", "flashinfer/data/cutlass/include/cute/tensor.hpp",
+        "sglang-0.5.17.dist-info/entry_points.txt",
     ):  # fmt: skip
         assert not pack.pruned(kept), kept
+
+
+def test_flash_attention_is_kept_for_every_model_of_the_programme():
+    for dim in {96, *(model.head_dim for model in modules.MODELS)}:
+        for kind in ("", "_packgqa", "_paged", "_split", "_paged_split"):
+            assert pack.FLASH_SOURCES.fullmatch(f"flash_fwd_hdim{dim}_bf16{kind}_sm90")
+    for unused in ("hdim128_bf16_sm80", "hdim128_fp16_sm90", "hdim128_bf16_softcap_sm90", "hdim256_bf16_sm90"):
+        assert not pack.FLASH_SOURCES.fullmatch(f"flash_fwd_{unused}")
 
 
 def packed(tmp_path, monkeypatch, part_bytes: int | None):
