@@ -147,9 +147,10 @@ def window(turns: Sequence[Turn], begin: float, end: float) -> dict[str, Any]:
     }
 
 
-def first_tokens(turns: Sequence[Turn]) -> dict[str, Any]:
-    """Time to first token of requests sent one after the other; the first two are warm-up and left out."""
-    good = [turn.first_token for turn in _answered(turns[2:])]
+def first_tokens(turns: Sequence[Turn], warm_up: int = 2) -> dict[str, Any]:
+    """Time to first token of requests; the first ``warm_up`` are left out."""
+    seen = _answered(turns[warm_up:])
+    good = [turn.first_token for turn in seen]
     return {
         "requests": len(good),
         "errors": sum(turn.error is not None for turn in turns),
@@ -158,5 +159,6 @@ def first_tokens(turns: Sequence[Turn]) -> dict[str, Any]:
         "ttft_standard_error_ms": (
             round(1000 * statistics.stdev(good) / len(good) ** 0.5, 3) if len(good) > 1 else None
         ),
+        "cached_share": _share(sum(turn.cached_tokens for turn in seen), sum(turn.prompt_tokens for turn in seen)),
         "error_messages": error_messages(turns),
     }

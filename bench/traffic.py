@@ -124,11 +124,12 @@ def plan_chats(traffic: Traffic) -> list[PlannedChat]:
 
 @dataclass(frozen=True)
 class Load:
-    """Endless single turns: ``users`` requests at any time, each about fresh images, answers forced to full length.
+    """Endless chats: ``users`` at any time, each about fresh images, answers forced to full length.
 
     Attributes:
         retention: of each request; None: the server's (stock SGLang has none).
-        images: of ``side`` x ``side`` pixels each. text: tokens of the question (one a letter).
+        images: of ``side`` x ``side`` pixels each. questions: about them, one after the other. text: tokens of one (one
+            a letter).
         answer: shortest and longest answer in tokens; drawn uniformly, so that users do not march in step.
         ramp: seconds before the figures begin, for the server to fill up.
     """
@@ -136,6 +137,7 @@ class Load:
     users: int
     retention: float | None = None
     images: int = 1
+    questions: int = 1
     side: int = 2048
     text: int = 64
     answer: tuple[int, int] = (512, 1536)
@@ -144,15 +146,15 @@ class Load:
 
     def __post_init__(self) -> None:
         low, high = self.answer
-        if self.users < 1 or self.images < 0 or self.text < 1 or not 1 <= low <= high:
-            raise ValueError(f"users, text and answer must be positive and images >= 0, got {self!r}")
+        if min(self.users, self.questions, self.text) < 1 or self.images < 0 or not 1 <= low <= high:
+            raise ValueError(f"users, questions, text and answer must be positive and images >= 0, got {self!r}")
 
     @property
     def vision_tokens(self) -> int:
         return self.images * (self.side // GRID) ** 2
 
     def chats(self) -> Iterator[PlannedChat]:
-        """The requests; the same at every retention, and others (about other pictures) for any other load or seed."""
+        """The chats; the same at every retention, and others (about other pictures) for any other load or seed."""
         series = zlib.crc32(repr(replace(self, retention=None)).encode())
         options: dict[str, Any] = {"ignore_eos": True}
         if self.retention is not None:
@@ -160,5 +162,12 @@ class Load:
         for number in itertools.count():
             rng = random.Random(f"{series}-{number}")
             pictures = tuple(Picture((series << 32) + 64 * number + i, self.side, True) for i in range(self.images))
-            text = "".join(rng.choices(LETTERS, k=self.text))
-            yield PlannedChat(number, 0.0, pictures, (text,), (0.0,), rng.randint(*self.answer), options)
+            texts = tuple("".join(rng.choices(LETTERS, k=self.text)) for _ in range(self.questions))
+            pauses = (0.0,) * self.questions
+            yield PlannedChat(number, 0.0, pictures, texts, pauses, rng.randint(*self.answer), options)
+
+    def rounds(self) -> Iterator[list[PlannedChat]]:
+        """The same questions, each asked by itself: a round is one of every user's, the first shows new images."""
+        chats = list(itertools.islice(self.chats(), self.users))
+        for number in range(self.questions):
+            yield [replace(chat, questions=chat.questions[number : number + 1], pauses=(0.0,)) for chat in chats]

@@ -330,7 +330,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--commit", default="not given", help="recorded with the result")
     parser.add_argument("--out", type=Path, help="write the rows as JSON (default: print only)")
-    parser.add_argument("--layers", type=int, default=36, help="36: Qwen3-VL-8B, 32: LLaVA-NeXT-Mistral-7B")
+    parser.add_argument("--layers", type=int, default=36, help="of the model (default: Qwen3-VL-8B's 36)")
     parser.add_argument("--main", action="store_true", help="main cases only: 4096 vision tokens, 5 %% kept")
     args = parser.parse_args()
     if not torch.cuda.is_available():

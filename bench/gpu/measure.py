@@ -1,65 +1,50 @@
-"""How the cells of a part are measured: its servers, one cell after the other, a row in the results for each."""
+"""How each kind of cell is measured: functions of the cell and what it may use."""
 
 from __future__ import annotations
 
 import json
 import os
-import signal
+import statistics
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
-from typing import Any, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Callable
 
 from bench.client import hold_chats
-from bench.common import ROOT, Store, header
-from bench.figures import Turn, error_messages, first_tokens, window
-from bench.gpu.equality import measure_equal
-from bench.gpu.programme import Cell, Part, ServerSpec
-from bench.gpu.servers import Setup, information, running
+from bench.common import ROOT, Store
+from bench.figures import first_tokens, window
+from bench.gpu.programme import Cell
+from bench.gpu.servers import Setup, information
+from bench.gpu.smoke import measure_smoke, triton_cache
 from bench.soak import Plan, soak
 from bench.soak_check import TOLERANCES
 from bench.traffic import Load
+from tgvkv_sglang.testing.log_text import decode_steps, retracted_requests
 from tgvkv_sglang.testing.server import Server
+from tgvkv_sglang.trace import read_trace
 
 FIELDS = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem,power.limit,pstate"
 MARGIN_S = 3.0
-LIMIT_S = 120.0
-"""What a cell may take beyond twice its time before it is given up."""
-WARM_UP_S = 60.0
+FIRST_ANSWER_S = 180.0
 """Longest time one of a server's first requests may take: Triton kernels and torch.compile are built in them."""
-
-
-class HungError(Exception):
-    """A measurement did not end (no TimeoutError, which HTTP clients would take for one of theirs)."""
+UNTIMED = 10**6
+"""Seed of requests that are not timed: their pictures are nobody else's."""
 
 
 @dataclass
 class Context:
-    """What a measurement may use: the part's servers, the cell's own (None where it needs none), and the results."""
+    """What a measurement may use: the part's servers, the cell's own (None where it needs none), and the results.
+
+    ``began``: before the servers were started, in seconds since the epoch.
+    """
 
     setup: Setup
     servers: dict[str, Server]
     server: Server | None
     store: Store
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """HungError after ``seconds``, wherever the block is. In the main thread only."""
-
-    def ring(*_: object) -> None:
-        raise HungError(f"not done after {seconds:.0f} s")
-
-    previous = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+    began: float = 0.0
 
 
 def output(*command: str, timeout: float = 30.0) -> str:
@@ -82,11 +67,6 @@ def measure_environment(cell: Cell, context: Context) -> dict[str, Any]:
     }
 
 
-def run_load(server: Server, load: Load, seconds: float) -> list[Turn]:
-    server.flush()
-    return hold_chats(server.url, load.chats(), load.users, seconds=seconds).turns
-
-
 def measure_kernels(cell: Cell, context: Context) -> dict[str, Any]:
     """triton_kernels/benchmark.py; its rows go to a file of their own."""
     name = "gpu-kernels.json" if cell.kind == "kernels" else "gpu-kernels-all.json"
@@ -100,22 +80,78 @@ def measure_kernels(cell: Cell, context: Context) -> dict[str, Any]:
         raise RuntimeError(said[-2000:])
     rows = json.loads(path.read_text())["rows"]
     wrong = [f"{row['kernel']} {row['shape']}" for row in rows if row.get("wrong")]
-    return {"rows": len(rows), "wrong": wrong, "file": name, "said": said[-400:]}
+    shares = {f"{row['kernel']} {row['shape']}": row["share_of_roof"] for row in rows if "share_of_roof" in row}
+    return {"rows": len(rows), "wrong": wrong, "share_of_roof": shares, "file": name, "said": said[-400:]}
+
+
+def log_figures(log: str, begin: float, end: float) -> dict[str, Any]:
+    """What a server's log says of ``[begin, end)``, seconds since the epoch: means over the decode steps in it."""
+    steps = [step for step in decode_steps(log) if begin <= step.at < end]
+    return {
+        "logged_steps": len(steps),
+        "running_requests": round(statistics.fmean(step.running for step in steps), 2) if steps else None,
+        "cuda_graph_share": round(statistics.fmean(step.graph for step in steps), 4) if steps else None,
+        "retracted_requests": sum(count for at, count in retracted_requests(log) if begin <= at < end),
+    }
+
+
+def units_of_a_request(server: Server, load: Load) -> int | None:
+    """Units of one request's views over all layers, from the trace of a request that is not timed; None: no views."""
+    before = set(server.traces.glob("*.npz"))
+    chat = next(replace(load, questions=1, answer=(2, 2), seed=UNTIMED + 2).chats())
+    options = {**chat.options, "custom_params": {**chat.options.get("custom_params", {}), "tgvkv_trace": True}}
+    hold_chats(server.url, [replace(chat, options=options)], 1, seconds=FIRST_ANSWER_S)
+    new = set(server.traces.glob("*.npz")) - before
+    return sum(int(read_trace(path)[0]["budget"].sum()) for path in new) or None
 
 
 def measure_load(cell: Cell, context: Context) -> dict[str, Any]:
-    seconds = max(cell.load.ramp + 2.0, cell.seconds - MARGIN_S)
-    row = window(run_load(context.server, cell.load, seconds), cell.load.ramp, seconds)
+    """Figures of the window at the client, and what the server's log says of it."""
+    server, load = context.server, cell.load
+    server.flush()
+    seconds, began = max(load.ramp + 2.0, cell.seconds - MARGIN_S), time.time()
+    turns = hold_chats(server.url, load.chats(), load.users, seconds=seconds).turns
+    row = window(turns, load.ramp, seconds) | log_figures(server.log_text(), began + load.ramp, began + seconds)
     if not row["answer_tokens"]:
         raise RuntimeError(f"no answers: {row['error_messages']}")
-    return {**row, "server": information(context.server)}
+    units = units_of_a_request(server, load) if load.retention is not None and load.images else None
+    a_step = round(units * row["running_requests"]) if units and row["running_requests"] else None
+    return {**row, "units_per_request": units, "units_per_step": a_step, "server": information(server)}
 
 
 def measure_first_token(cell: Cell, context: Context) -> dict[str, Any]:
-    row = first_tokens(run_load(context.server, cell.load, cell.seconds - MARGIN_S))
+    """Questions about new pictures."""
+    context.server.flush()
+    chats, seconds = cell.load.chats(), cell.seconds - MARGIN_S
+    return answered(first_tokens(hold_chats(context.server.url, chats, cell.load.users, seconds=seconds).turns))
+
+
+def measure_follow_up(cell: Cell, context: Context) -> dict[str, Any]:
+    """Other questions about pictures that are in the cache, all users' at once; the first two rounds are left out."""
+    context.server.flush()
+    ends, turns = time.monotonic() + cell.seconds - MARGIN_S, []
+    for chats in cell.load.rounds():
+        turns += hold_chats(context.server.url, chats, cell.load.users).turns
+        if time.monotonic() > ends:
+            break
+    return answered(first_tokens(turns, warm_up=2 * cell.load.users))
+
+
+def answered(row: dict[str, Any]) -> dict[str, Any]:
     if not row["requests"]:
         raise RuntimeError(f"too few answers: {row['error_messages']}")
     return row
+
+
+def measure_smoke_part(cell: Cell, context: Context) -> dict[str, Any]:
+    """The smoke part, and how many of our prebuilt Triton kernels the servers found."""
+    found = measure_smoke(context.servers["demo"], context.servers["demo-stock"], graphs=not context.setup.cpu)
+    cache = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    there, new = triton_cache(cache, context.began)
+    again = {name: count for name, count in new.items() if name in there}
+    print(f"  Triton's cache had {there.total()} kernels, {new.total()} were compiled; of names that it had: "
+          f"{again or 'none'}", flush=True)  # fmt: skip
+    return {**found, "triton_cache": {"there": dict(there), "compiled": dict(new)}}
 
 
 def measure_soak(cell: Cell, context: Context) -> dict[str, Any]:
@@ -129,65 +165,11 @@ def measure_soak(cell: Cell, context: Context) -> dict[str, Any]:
 
 MEASURES: dict[str, Callable[[Cell, Context], dict[str, Any]]] = {
     "environment": measure_environment,
+    "smoke": measure_smoke_part,
     "kernels": measure_kernels,
     "all-kernels": measure_kernels,
     "load": measure_load,
     "ttft": measure_first_token,
-    "equal": lambda cell, context: measure_equal(context.servers, cell.server),
+    "follow-up": measure_follow_up,
     "soak": measure_soak,
 }
-
-
-def needed(part: Part, cells: Sequence[Cell]) -> list[ServerSpec]:
-    """The servers that these cells are measured on (what equal answers are compared with included), in order."""
-    names = {cell.server for cell in cells if cell.server}
-    if any(cell.kind == "equal" for cell in cells):
-        names |= {"demo", "demo-stock"}
-    return [server for server in part.servers if server.name in names]
-
-
-def warm_up(server: Server, cells: Sequence[Cell]) -> str | None:
-    """One request of every kind, so that nothing is compiled while it is measured; returns what went wrong."""
-    loads = {(cell.load.images, cell.load.side, (cell.load.retention or 1.0) < 1.0): cell.load
-             for cell in cells if cell.load}  # fmt: skip
-    for load in loads.values():
-        one = islice(replace(load, answer=(12, 12), seed=10**6).chats(), 1)
-        held = hold_chats(server.url, one, 1, seconds=WARM_UP_S)
-        if not held.finished:
-            return f"warm-up: {error_messages(held.turns) or f'no answer in {WARM_UP_S:.0f} s'}\n{server.log_tail()}"
-    return None
-
-
-def measure_cell(part: Part, cell: Cell, context: Context) -> None:
-    """Measure one cell and write its row: figures, or why there are none."""
-    row, began = part.settings(cell), time.monotonic()
-    try:
-        with time_limit(2 * cell.seconds + LIMIT_S):
-            row["figures"] = MEASURES[cell.kind](cell, context)
-    except Exception as error:  # one cell's failure must not cost the others their turn
-        row["error"] = f"{type(error).__name__}: {error}"[:2000]
-        if context.server is not None:
-            row["server_log"] = context.server.log_tail()
-    row["seconds"] = round(time.monotonic() - began, 1)
-    row["measured"] = {**header(), "commit": context.setup.commit}
-    context.store.add(part.key(cell), row)
-    print(f"  {part.name}/{cell.name}: {row['seconds']} s {row.get('error', '')}"[:300], flush=True)
-
-
-def measure_part(part: Part, cells: Sequence[Cell], setup: Setup, store: Store) -> None:
-    """Start what the cells need, measure them in order, stop everything."""
-    began = time.monotonic()
-    with running(needed(part, cells), setup) as (alive, failed):
-        for name, server in list(alive.items()):
-            if trouble := warm_up(server, [cell for cell in cells if cell.server == name]):
-                failed[name] = trouble
-                del alive[name]
-        facts = {"warm_after_s": round(time.monotonic() - began, 1), "failed": failed}
-        if alive or failed:
-            store.note(parts={**store.content.get("parts", {}), part.name: facts})
-        for cell in cells:
-            if cell.server in failed:
-                trouble = f"server {cell.server} did not start: see parts"
-                store.add(part.key(cell), part.settings(cell) | {"error": trouble})
-            else:
-                measure_cell(part, cell, Context(setup, alive, alive.get(cell.server), store))

@@ -35,18 +35,9 @@ def _shape(text: Sequence[float], vision: Sequence[Any]) -> dict[str, dict[str, 
 SHAPES = {
     # Qwen/Qwen3-VL-8B-Instruct: the shape in its published configuration.
     "qwen3-vl-8b": _shape((4096, 12288, 36, 32, 8, 128, 151936, 5e6), (27, 1152, 4304, 16, 4096, [8, 16, 24])),
-    # LLaVA-NeXT-Mistral-7B's language shape (Mistral-7B) and a ViT-L in the Qwen3-VL architecture: SGLang 0.5.17's
-    # LLaVA classes fetch their tower when they load, or send no image offsets. So it is neither LLaVA's code nor its
-    # image tokens.
-    "mistral-7b": _shape((4096, 14336, 32, 32, 8, 128, 32064, 1e6), (24, 1024, 4096, 16, 4096, [8, 16, 23])),
     # For trying all of this on a CPU.
     "small": _shape((128, 256, 2, 4, 2, 128, 151936, 5e6), (2, 64, 128, 2, 128, [0])),
 }
-WHAT = {
-    "qwen3-vl-8b": "Qwen3-VL-8B's shape, no weights",
-    "mistral-7b": "Mistral-7B's language shape and a ViT-L in the Qwen3-VL architecture, no weights: not LLaVA's code",
-}
-"""What a result file says of the shapes."""
 WITH_WEIGHTS = {"stand-in": "wide"}
 """Randomly initialised models of ``tgvkv_sglang.demo.tiny_model``, by their size there."""
 

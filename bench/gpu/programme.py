@@ -1,7 +1,7 @@
 """What the GPU programme measures, in which order, and how long each piece takes. Data and arithmetic only.
 
 A part is a set of servers that are started together and the cells measured on them: starting a server takes a minute or
-two, so the two sides of a comparison live side by side and are measured in turn.
+two, so the sides of a comparison live side by side and are measured in turn.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import Any, Collection, Sequence
 from bench.common import key_of
 from bench.traffic import Load
 
+OURS = "tgvkv"
+
 
 @dataclass(frozen=True)
 class ServerSpec:
     """One server of a part: a model of :mod:`bench.gpu.models`, ``--attention-backend``, slots of the KV pool, flags.
 
-    ``checked``: SGLang checks its memory in every batch (strict, slow); for the stress run alone.
+    ``backend`` is empty for what SGLang picks on this machine. ``checked``: SGLang checks its memory in every batch
+    (strict, slow); never where speed is measured.
     """
 
     name: str
@@ -34,7 +37,7 @@ class Cell:
 
     Attributes:
         kind: how it is measured: a key of ``measure.MEASURES``.
-        seconds: what it takes. priority: 0 first; both sides of a comparison have the same.
+        seconds: what it takes. priority: 0 first; all sides of a comparison have the same.
         server: name of the server of its part; empty for a cell that needs none.
     """
 
@@ -95,100 +98,94 @@ def choose(parts: Sequence[Part], seconds: float, done: Collection[str] = ()) ->
     return chosen
 
 
-def _pair(model: str, pool: int, suffix: str = "") -> tuple[ServerSpec, ServerSpec]:
+STOCKS = {"stock-flashinfer": "stock (flashinfer)", "stock-choice": "stock (SGLang's choice)"}
+"""Stock servers and their rows' names. tgvkv is FlashInfer's backend, subclassed; on Hopper SGLang picks fa3."""
+CPU_STOCKS = {"stock-torch": "stock (torch_native)"}
+
+
+def _servers(model: str, pool: int, stocks: dict[str, str]) -> tuple[ServerSpec, ...]:
     """Ours (retention by request; 5 % where a request has none) and stock SGLang with everything on."""
-    ours = ServerSpec(f"tgvkv{suffix}", model, "tgvkv", pool, ("--tgvkv-retention", "0.05"))
-    return ours, ServerSpec(f"stock{suffix}", model, "flashinfer", pool)
+    backends = {"stock-flashinfer": "flashinfer", "stock-torch": "torch_native", "stock-choice": ""}
+    ours = ServerSpec(OURS, model, OURS, pool, ("--tgvkv-retention", "0.05"))
+    return ours, *(ServerSpec(name, model, backends[name], pool) for name in stocks)
 
 
-def _loads(name: str, seconds: float, priority: int, load: Load, retentions: Sequence[float], stock: bool,
-           suffix: str = "", kind: str = "load") -> list[Cell]:  # fmt: skip
-    """A load at each retention on our server, and on the stock one with the requests of the first."""
-    cells = [Cell(f"{name} at {retention:g}", kind, seconds, priority, f"tgvkv{suffix}",
-                  replace(load, retention=retention, seed=i)) for i, retention in enumerate(retentions)]  # fmt: skip
-    return [*cells, Cell(f"{name} on stock", kind, seconds, priority, f"stock{suffix}", load)] if stock else cells
+def _sides(name: str, kind: str, seconds: float, priority: int, load: Load, stocks: dict[str, str],
+           retentions: Sequence[float | None] = (0.05,)) -> list[Cell]:  # fmt: skip
+    """A load at each retention on our server, and on the stock ones with the requests of the first."""
+    cells = []
+    for i, retention in enumerate(retentions):
+        side = f"on {OURS}" if retention is None else f"at {retention:g}"
+        own = replace(load, retention=retention, seed=load.seed + i)
+        cells.append(Cell(f"{name} {side}", kind, seconds, priority, OURS, own))
+    return cells + [Cell(f"{name} on {side}", kind, seconds, priority, server, load) for server, side in stocks.items()]
 
 
-def _first_tokens(name: str, seconds: float, priority: int, load: Load) -> list[Cell]:
-    """Time to first token, one request at a time: with selection, without it, and on the stock server."""
-    return _loads(name, seconds, priority, load, (0.05, 1.0), True, kind="ttft")
-
-
-QWEN, MISTRAL = "qwen3-vl-8b", "mistral-7b"
-ZERO_BUBBLE = "--tgvkv-zero-bubble"
-SOAK = ("--tgvkv-retention", "0.1", "--chunked-prefill-size", "64")
-THIN, FULL = Load(users=64, ramp=20.0), Load(users=32, ramp=10.0)
+CHATS = Load(users=32, questions=2, answer=(1000, 3000), ramp=25.0)
+PAGES = replace(CHATS, images=4, questions=3)
+SINGLE = Load(users=64, ramp=20.0)
 ONE_TOKEN = Load(users=1, answer=(1, 1), ramp=0.0)
+ASK_AGAIN = replace(ONE_TOKEN, questions=40)
 TEXT_ONLY = Load(users=32, images=0, text=1024, answer=(128, 384), ramp=4.0)
+SMOKE = ("--tgvkv-retention", "0.1", "--decode-log-interval", "1")
+SOAK = ("--tgvkv-retention", "0.1", "--chunked-prefill-size", "64")
+
+
+def _checks(stock: str, smoke_seconds: float, soak_seconds: float, start: float) -> tuple[Part, Part]:
+    """What must be right before anything is timed, and the soak with memory checks after every batch."""
+    smoke = Part("smoke", (Cell("smoke", "smoke", smoke_seconds, 0, "demo"),), (
+        ServerSpec("demo-stock", "demo", stock, 4000),
+        ServerSpec("demo", "demo", OURS, 4000, SMOKE, True),
+    ), start)  # fmt: skip
+    soak = Part("soak", (Cell("soak", "soak", soak_seconds, 4, "soak"),),
+                (ServerSpec("soak", "stand-in", OURS, 1000, SOAK, True),), start)  # fmt: skip
+    return smoke, soak
 
 
 def gpu_programme() -> tuple[Part, ...]:
-    """The programme for one GPU of 80 GB or more, the most important figures first."""
-    tight = Part("qwen-tight", (
-        *_loads("4k", 45, 1, THIN, (0.05,), stock=True),
-        *_loads("4k", 20, 5, replace(THIN, ramp=10.0), (0.1, 0.2, 1.0), stock=False),
-        *_loads("1k", 15, 7, replace(THIN, side=1024, ramp=6.0), (0.05,), stock=True),
-        *_loads("16k", 25, 8, replace(THIN, images=4, ramp=10.0), (0.05,), stock=True),
-    ), _pair(QWEN, 40_960), 115)  # fmt: skip
-    texts = [Cell(f"text{again} on {side}", "load", 15, 3, side, replace(TEXT_ONLY, seed=len(again)))
-             for again in ("", ", again") for side in ("tgvkv", "stock")]  # fmt: skip
-    ample = Part("qwen-ample", (
-        *_loads("4k", 35, 2, FULL, (0.05,), stock=True),
-        *texts,
-        *_first_tokens("first token, 4k", 10, 3, ONE_TOKEN),
-        *_loads("4k", 15, 5, replace(FULL, ramp=6.0), (0.1, 0.2, 1.0), stock=False),
-        *_loads("1k", 15, 7, replace(FULL, side=1024, ramp=6.0), (0.05,), stock=True),
-        *_loads("16k", 20, 8, replace(FULL, users=8, images=4, ramp=8.0), (0.05,), stock=True),
-        *_first_tokens("first token, 16k", 10, 8, replace(ONE_TOKEN, images=4)),
-    ), _pair(QWEN, 200_000), 110)  # fmt: skip
-    stress = Part("stress", (
-        Cell("retention 1 equals stock", "equal", 25, 4, "demo"),
-        Cell("soak", "soak", 75, 4, "soak"),
-        Cell("zero bubble equals", "equal", 25, 4, "demo-zero-bubble"),
-        Cell("soak, zero bubble", "soak", 75, 9, "soak-zero-bubble"),
-    ), (
-        ServerSpec("demo-stock", "demo", "flashinfer", 4000),
-        ServerSpec("demo", "demo", "tgvkv", 4000, ("--tgvkv-retention", "0.1"), True),
-        ServerSpec("demo-zero-bubble", "demo", "tgvkv", 4000, ("--tgvkv-retention", "0.1", ZERO_BUBBLE), True),
-        ServerSpec("soak", "stand-in", "tgvkv", 1000, SOAK, True),
-        ServerSpec("soak-zero-bubble", "stand-in", "tgvkv", 1000, (*SOAK, ZERO_BUBBLE), True),
-    ), 90)  # fmt: skip
-    second = Part("mistral", (
-        *_loads("tight, 4k", 30, 6, replace(THIN, ramp=12.0), (0.05,), True, "-tight"),
-        *_loads("ample, 4k", 25, 6, replace(FULL, users=16, ramp=8.0), (0.05,), True, "-ample"),
-    ), (*_pair(MISTRAL, 40_960, "-tight"), *_pair(MISTRAL, 100_000, "-ample")), 125)  # fmt: skip
+    """The programme for one GPU of 141 GB, the most important figures first; up to priority 4 it fits 20 minutes."""
+    model = "qwen3-vl-8b"
+    smoke, soak = _checks("flashinfer", 30, 75, 45)
+    short = Part("short-memory", (
+        *_sides("chats", "load", 88, 1, CHATS, STOCKS),
+        *_sides("chats of 16k", "load", 88, 5, PAGES, STOCKS),
+        *_sides("chats", "load", 60, 6, replace(CHATS, seed=1), {}, (0.1, 0.2, 1.0)),
+        *_sides("single questions", "load", 45, 7, SINGLE, STOCKS),
+    ), _servers(model, 40_960, STOCKS), 120)  # fmt: skip
+    ample = Part("ample-memory", (
+        *_sides("chats", "load", 45, 2, replace(CHATS, users=12, ramp=10.0), STOCKS),
+        *_sides("text", "load", 12, 3, TEXT_ONLY, STOCKS, (None,)),
+        *_sides("text, again", "load", 12, 3, replace(TEXT_ONLY, seed=1), STOCKS, (None,)),
+        *_sides("first token", "ttft", 9, 3, ONE_TOKEN, STOCKS, (0.05, 1.0)),
+        *_sides("follow-up, 1 at once", "follow-up", 7, 3, ASK_AGAIN, STOCKS, (0.05, 1.0)),
+        *_sides("follow-up, 8 at once", "follow-up", 9, 3, replace(ASK_AGAIN, users=8), STOCKS, (0.05, 1.0)),
+        *_sides("first token, 16k", "ttft", 12, 8, replace(ONE_TOKEN, images=4), STOCKS, (0.05, 1.0)),
+    ), _servers(model, 120_000, STOCKS), 120)  # fmt: skip
     return (
-        Part("environment", (Cell("environment", "environment", 40, 0),)),
-        Part("kernels", (Cell("kernels, the main ones", "kernels", 110, 0),)),
-        tight,
+        Part("environment", (Cell("environment", "environment", 25, 0),)),
+        smoke,
+        short,
         ample,
-        stress,
-        second,
-        Part("more-kernels", (Cell("kernels, all", "all-kernels", 180, 9),)),
+        Part("kernels", (Cell("kernels, the main ones", "kernels", 90, 3),)),
+        soak,
+        Part("more-kernels", (Cell("kernels, all", "all-kernels", 240, 9),)),
     )
 
 
 def cpu_programme() -> tuple[Part, ...]:
     """The same kinds of cells with tiny sizes on CPU servers: it tries the machinery and measures nothing."""
     load = Load(users=2, side=128, text=8, answer=(4, 8), ramp=2.0)
-    first = replace(load, users=1, answer=(1, 1), ramp=0.0)
-    texts = [Cell(f"text on {name}", "load", 8, 3, name, replace(load, images=0)) for name in ("tgvkv", "stock")]
-    ours, stock = _pair("small", 2000)
-    stress = (
-        ServerSpec("demo-stock", "demo", "torch_native", 4000),
-        ServerSpec("demo", "demo", "tgvkv", 4000, ("--tgvkv-retention", "0.1"), True),
-        ServerSpec("soak", "stand-in", "tgvkv", 1000, SOAK, True),
-    )
+    one = replace(load, users=1, answer=(1, 1), ramp=0.0)
+    smoke, soak = _checks("torch_native", 120, 90, 240)
     return (
         Part("environment", (Cell("environment", "environment", 60, 0),)),
-        Part("kernels", (Cell("kernels, the main ones", "kernels", 30, 0),)),
+        smoke,
         Part("small", (
-            *_loads("load", 10, 1, load, (0.05, 1.0), stock=True),
-            *texts,
-            *_first_tokens("first token", 8, 3, first),
-        ), (ours, replace(stock, backend="torch_native")), 240),
-        Part("stress", (
-            Cell("retention 1 equals stock", "equal", 120, 4, "demo"),
-            Cell("soak", "soak", 120, 4, "soak"),
-        ), stress, 240),
+            *_sides("chats", "load", 10, 1, replace(load, questions=2), CPU_STOCKS, (0.05, 1.0)),
+            *_sides("text", "load", 8, 3, replace(load, images=0), CPU_STOCKS, (None,)),
+            *_sides("first token", "ttft", 8, 3, one, CPU_STOCKS),
+            *_sides("follow-up, 2 at once", "follow-up", 8, 3, replace(one, users=2, questions=4), CPU_STOCKS),
+        ), _servers("small", 2000, CPU_STOCKS), 240),
+        Part("kernels", (Cell("kernels, the main ones", "kernels", 30, 3),)),
+        soak,
     )  # fmt: skip

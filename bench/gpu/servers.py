@@ -12,7 +12,7 @@ from typing import Iterator, Sequence
 import requests
 
 from bench.gpu.models import is_dummy, model_directory
-from bench.gpu.programme import ServerSpec
+from bench.gpu.programme import OURS, ServerSpec
 from tgvkv_sglang.cli.serve import CPU_FLAGS
 from tgvkv_sglang.cli.server import ServerFailedError, free_port
 from tgvkv_sglang.testing.server import STRICT, Server
@@ -21,7 +21,7 @@ USERS = 64
 GPU_FLAGS = (
     *("--dtype", "bfloat16", "--max-running-requests", str(USERS), "--cuda-graph-max-bs-decode", str(USERS)),
     # A piece every 8 tokens (and the first token at once), or the Python client and the HTTP server are the bottleneck.
-    *("--stream-interval", "8"),
+    *("--stream-interval", "8", "--decode-log-interval", "20"),
 )
 SMALL_CPU_FLAGS = (*CPU_FLAGS, "--max-running-requests", "16", "--enable-precise-embedding-interpolation")
 COMMON_FLAGS = ("--enable-cache-report", "--watchdog-timeout", "600", "--grammar-backend", "none")
@@ -40,23 +40,27 @@ class Setup:
     Attributes:
         cpu: on the CPU, for trying the machinery.
         work: where models are made and logs kept.
-        flags: for all of them. env: added to every server's environment.
+        flags: for all of them.
         commit: recorded with every result.
     """
 
     cpu: bool
     work: Path
     flags: tuple[str, ...] = ()
-    env: tuple[tuple[str, str], ...] = ()
     commit: str | None = None
+
+    def directory(self, spec: ServerSpec) -> Path:
+        """Where a server's log and traces are."""
+        return self.work / "servers" / spec.name
 
 
 def command(spec: ServerSpec, model: Path, port: int, setup: Setup) -> list[str]:
     """The plain ``python -m sglang.launch_server``."""
     words = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model), "--host", "127.0.0.1"]
     words += ["--port", str(port), "--nccl-port", str(free_port())]  # several servers are started at the same time
-    words += ["--attention-backend", spec.backend, "--max-total-tokens", str(spec.pool)]
-    words += ["--context-length", CONTEXT[is_dummy(spec.model)], *COMMON_FLAGS]
+    words += ["--attention-backend", spec.backend] if spec.backend else []
+    words += ["--tgvkv-trace-dir", str(setup.directory(spec) / "traces")] if spec.backend == OURS else []
+    words += ["--max-total-tokens", str(spec.pool), "--context-length", CONTEXT[is_dummy(spec.model)], *COMMON_FLAGS]
     words += SMALL_CPU_FLAGS if setup.cpu else GPU_FLAGS
     words += ["--load-format", "dummy"] if is_dummy(spec.model) else []
     return [*words, *spec.flags, *setup.flags]
@@ -64,13 +68,13 @@ def command(spec: ServerSpec, model: Path, port: int, setup: Setup) -> list[str]
 
 def environment(spec: ServerSpec, setup: Setup) -> dict[str, str]:
     quick = {"TORCH_COMPILE_DISABLE": "1"} if setup.cpu else {}
-    return {**os.environ, **quick, **(STRICT if spec.checked else {}), **dict(setup.env)}
+    return {**os.environ, **quick, **(STRICT if spec.checked else {})}
 
 
 def start(spec: ServerSpec, setup: Setup) -> Server:
     """Start one server without waiting for it."""
     model = model_directory(spec.model, setup.work / "models")
-    directory = setup.work / "servers" / spec.name
+    directory = setup.directory(spec)
     directory.mkdir(parents=True, exist_ok=True)
     port = free_port()
     server = Server(f"http://127.0.0.1:{port}", directory / "server.log", directory / "traces", tokens=spec.pool)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 
@@ -11,10 +14,13 @@ import pytest
 from bench import figures
 from bench.client import hold_chats
 from bench.figures import Turn
-from bench.gpu.headlines import GOALS, headlines
+from bench.gpu import smoke
+from bench.gpu.headlines import GOALS, headlines, verdict
+from bench.gpu.measure import log_figures
 from bench.gpu.programme import gpu_programme
 from bench.traffic import Load, Picture
 from tests.bench.scripted import ScriptedServer, piece
+from tgvkv_sglang.testing.server import Answer
 
 TURNS = [
     Turn(0, 0, 0.0, [1.0, 2.0, 6.0], [1, 9, 17], prompt_tokens=100),
@@ -48,38 +54,118 @@ def test_first_token_figures_leave_out_the_warm_up():
     assert figures.first_tokens([])["ttft_p50_ms"] is None
 
 
+def test_first_token_figures_leave_out_the_rounds_asked():
+    turns = [Turn(i, 0, 0.0, [0.1], [1], prompt_tokens=100, cached_tokens=80) for i in range(5)]
+    assert figures.first_tokens(turns, warm_up=4)["requests"] == 1
+    assert figures.first_tokens(turns, warm_up=4)["cached_share"] == 0.8
+
+
+LOG = """[2026-11-21 15:00:47] Prefill batch, #new-seq: 1, #new-token: 7, #running-req: 0, cuda graph: False, ...
+[2026-11-21 15:00:48 TP0] Decode batch, #running-req: 1, #token: 0, token usage: 0.00, cpu graph: False, #queue-req: 0
+[2026-11-21 15:00:50] Decode batch, #running-req: 17, #token: 9, token usage: 0.50, cuda graph: True, gen throughput
+[2026-11-21 15:00:51] KV cache pool is full. Retract requests. #retracted_reqs: 3, #new_tokens_gained: 9
+[2026-11-21 15:00:51] Decode batch, #running-req: 14, #token: 9, token usage: 0.40, cuda graph: False, gen throughput
+"""
+
+
+def test_what_a_servers_log_says_of_a_window():
+    def at(second: int) -> float:
+        return time.mktime((2026, 11, 21, 15, 0, second, 0, 0, -1))
+
+    assert log_figures(LOG, at(49), at(52)) == {
+        "logged_steps": 2, "running_requests": 15.5, "cuda_graph_share": 0.5, "retracted_requests": 3
+    }  # fmt: skip
+    assert log_figures(LOG, at(48), at(51))["running_requests"] == 9
+    assert log_figures(LOG, at(52), at(60)) == {
+        "logged_steps": 0, "running_requests": None, "cuda_graph_share": None, "retracted_requests": 0
+    }  # fmt: skip
+
+
 def test_headlines_from_made_up_rows():
     def row(part, name, **values):
         return {"part": part, "cell": name, "figures": values}
 
+    choice, flashinfer = "stock (SGLang's choice)", "stock (flashinfer)"
     rows = [
-        row("qwen-tight", "4k at 0.05", answer_tokens_per_s=300.0),
-        row("qwen-tight", "4k on stock", answer_tokens_per_s=100.0),
-        row("qwen-ample", "4k at 0.05", answer_tokens_per_s=99.0),
-        {"part": "qwen-ample", "cell": "4k on stock", "error": "died"},
-        row("qwen-ample", "first token, 4k at 0.05", ttft_p50_ms=102.0),
-        row("qwen-ample", "first token, 4k at 1", ttft_p50_ms=100.0),
-        *(row("qwen-ample", f"text{again} on {side}", answer_tokens_per_s=speed, itl_p50_ms=10.0)
-          for again, side, speed in (("", "tgvkv", 98), ("", "stock", 100), (", again", "tgvkv", 51),
-                                     (", again", "stock", 50))),
+        row("short-memory", "chats at 0.05", answer_tokens_per_s=300.0),
+        row("short-memory", f"chats on {choice}", answer_tokens_per_s=150.0),
+        row("short-memory", f"chats on {flashinfer}", answer_tokens_per_s=100.0),
+        row("ample-memory", "chats at 0.05", answer_tokens_per_s=99.0),
+        {"part": "ample-memory", "cell": f"chats on {choice}", "error": "died"},
+        row("ample-memory", "follow-up, 1 at once at 0.05", ttft_p50_ms=104.0),
+        row("ample-memory", "follow-up, 1 at once at 1", ttft_p50_ms=100.0),
+        row("kernels", "kernels, the main ones", share_of_roof={"view_attention B=64 kept=205": 0.75}),
+        *(row("ample-memory", f"text{again} on {side}", answer_tokens_per_s=speed, itl_p50_ms=10.0)
+          for again, side, speed in (("", "tgvkv", 98), ("", flashinfer, 100), (", again", "tgvkv", 51),
+                                     (", again", flashinfer, 50))),
     ]  # fmt: skip
     found = headlines(rows)
     assert set(GOALS) <= set(found)
-    assert found.pop("8B, 4k, 5 %, tight memory: throughput over stock") == 3.0
-    assert found.pop("selection, share of time to first token, 4k") == 0.02
-    assert found.pop("text only: throughput over stock") == 1.0
-    assert found.pop("text only: inter-token latency over stock") == 1.0
-    assert set(found.values()) == {None}  # one side alone is no comparison
+    measured = {name: value for name, value in found.items() if value is not None}  # one side alone is no comparison
+    assert measured == {
+        f"short memory, 4k at 5 %: throughput over {flashinfer}": 3.0,
+        f"short memory, 4k at 5 %: throughput over {choice}": 2.0,
+        f"text only: throughput over {flashinfer}": 1.0,
+        f"text only: inter-token latency over {flashinfer}": 1.0,
+        "scoring, share of a follow-up's time to first token, 1 at once": 0.04,
+        "view attention, share of the roof, B=64 kept=205": 0.75,
+    }
+    said = {name: verdict(name, value) for name, value in found.items()}
+    assert said[f"short memory, 4k at 5 %: throughput over {flashinfer}"] == "reached (goal >= 2.5)"
+    assert said[f"short memory, 4k at 5 %: throughput over {choice}"] == "missed (goal >= 2.5)"
+    assert said[f"ample memory, 4k at 5 %: throughput over {choice}"] == "not measured (goal >= 0.98)"
+    assert said["scoring, share of a follow-up's time to first token, 1 at once"] == "reached (goal < 0.1)"
+    assert verdict("follow-up's time to first token, 1 at once over " + choice, None) == ""
 
 
 def test_headlines_know_the_programmes_cells():
     """Every name the summary looks for is a cell's: made-up rows of all cells give every figure."""
+    shapes = ("B=64 kept=205", "B=64 kept=205, one 2000")
+    shares = {f"view_attention {shape}": 0.5 for shape in shapes}
     rows = [
         {"part": part.name, "cell": cell.name, "figures": {"answer_tokens_per_s": 1.0, "itl_p50_ms": 1.0,
-                                                            "ttft_p50_ms": 1.0}}
+                                                            "ttft_p50_ms": 1.0, "share_of_roof": shares}}
         for part in gpu_programme() for cell in part.cells
     ]  # fmt: skip
     assert None not in headlines(rows).values()
+
+
+def test_headlines_know_the_kernel_benchmarks_cases(monkeypatch):
+    """The shapes that they look for are among the main ones, at the sizes on a GPU."""
+    import sys
+    from pathlib import Path
+
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "triton_kernels"))
+    sys.modules.pop("benchmark", None)
+    import benchmark
+
+    sizes = replace(benchmark.MAIN, rows=40_000, layers=1)
+    flats = tuple(benchmark.torch.zeros(sizes.rows, 1, 1) for _ in "kv")
+    shapes = {case.shape for case in benchmark.attention_cases(sizes, flats, "cpu", "reference")}
+    assert {name.partition("roof, ")[2] for name in GOALS if name.startswith("view attention")} <= shapes
+
+
+def answer(ids, cached=0, text="red") -> Answer:
+    return Answer(list(ids), text, {"cached_tokens": cached})
+
+
+def test_smoke_names_what_is_wrong():
+    fine = [answer([1, 2], 5), answer([3], 0)]
+    assert smoke.wrong(fine, fine, fine) == []
+    other = smoke.wrong(fine, [answer([1, 9], 5), answer([3], 1)], [answer([7], text=" "), *fine[1:]])
+    assert "2 of 2 answers or their cached tokens are not stock SGLang's; the first, question 0" in other[0]
+    assert other[1] == "retention 0.1: no words in the answers to questions [0]"
+
+
+def test_kernels_compiled_now_are_told_from_those_of_before(tmp_path):
+    for folder, name, at in (("a", "view", 100), ("b", "view", 300), ("c", "other", 300), ("d", "old", 100)):
+        (tmp_path / folder).mkdir()
+        for path in (tmp_path / folder / f"{name}.json", tmp_path / folder / f"__grp__{name}.json"):
+            path.write_text("{}")
+            os.utime(path, (at, at))
+    there, new = smoke.triton_cache(tmp_path, 200.0)
+    assert there == Counter(view=1, old=1) and new == Counter(view=1, other=1)
+    assert smoke.triton_cache(tmp_path / "none", 200.0) == (Counter(), Counter())
 
 
 def silent(body: dict, last: int | None = None) -> list[dict]:
@@ -135,12 +221,25 @@ def test_both_sides_of_a_comparison_are_asked_the_same_and_other_loads_something
     assert len(pictures) == 3 * 3 * LOAD.images
 
 
+def test_chats_ask_several_questions_and_rounds_ask_them_one_by_one():
+    load = replace(LOAD, questions=3)
+    chat = next(load.chats())
+    assert len(set(chat.questions)) == 3 == len(chat.pauses) and len(chat.pictures) == 2
+    rounds = list(load.rounds())
+    assert [[one.questions for one in asked] for asked in rounds] == [
+        [(chat.questions[number],) for chat in islice(load.chats(), 2)] for number in range(3)
+    ]
+    assert len({tuple(one.pictures for one in asked) for asked in rounds}) == 1  # about the same pictures
+    turns = held(ScriptedServer(silent), load)
+    assert {turn.turn for turn in turns} == {0, 1, 2} and all(turn.before for turn in turns if turn.turn)
+
+
 def test_pictures_are_their_seed():
     one, other = Picture(1, 64, jpeg=True), Picture(2, 64, jpeg=True)
     assert one.url() == Picture(1, 64, jpeg=True).url() != other.url() and one.url().startswith("data:image/jpeg")
 
 
-@pytest.mark.parametrize("bad", [{"users": 0}, {"images": -1}, {"answer": (5, 4)}, {"text": 0}])
+@pytest.mark.parametrize("bad", [{"users": 0}, {"images": -1}, {"answer": (5, 4)}, {"text": 0}, {"questions": 0}])
 def test_bad_loads_are_refused(bad):
     with pytest.raises(ValueError, match="must be positive"):
         Load(**{"users": 1, **bad})

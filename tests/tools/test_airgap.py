@@ -26,13 +26,22 @@ def test_packages_are_pinned():
 
 
 def test_pruning_spares_what_a_server_loads():
-    assert pack.pruned("sgl_kernel/flash_ops.abi3.so") and pack.pruned("sgl_kernel/sm100/common_ops.abi3.so")
+    assert pack.pruned("sgl_kernel/flashmla_ops.abi3.so") and pack.pruned("sgl_kernel/sm100/common_ops.abi3.so")
     for kept in (
-        "sgl_kernel/sm90/common_ops.abi3.so", "sgl_kernel/__init__.py", "sglang/srt/server_args.py",
-        "sglang/srt/grpc/__init__.py", "flashinfer/data/csrc/batch_prefill.cu", "xgrammar/libxgrammar_bindings.so",
-        "flashinfer/data/cutlass/include/cute/tensor.hpp", "sglang-0.5.17.dist-info/entry_points.txt",
+        pack.FLASH_ATTENTION, "sgl_kernel/sm90/common_ops.abi3.so", "sgl_kernel/__init__.py",
+        "sglang/srt/server_args.py", "sglang/srt/grpc/__init__.py", "flashinfer/data/csrc/batch_prefill.cu",
+        "xgrammar/libxgrammar_bindings.so", "flashinfer/data/cutlass/include/cute/tensor.hpp",
+        "sglang-0.5.17.dist-info/entry_points.txt",
     ):  # fmt: skip
         assert not pack.pruned(kept), kept
+
+
+def test_flash_attention_is_kept_for_every_model_of_the_programme():
+    for dim in {96, *(model.head_dim for model in modules.MODELS)}:
+        for kind in ("", "_packgqa", "_paged", "_split", "_paged_split"):
+            assert pack.FLASH_SOURCES.fullmatch(f"flash_fwd_hdim{dim}_bf16{kind}_sm90")
+    for unused in ("hdim128_bf16_sm80", "hdim128_fp16_sm90", "hdim128_bf16_softcap_sm90", "hdim256_bf16_sm90"):
+        assert not pack.FLASH_SOURCES.fullmatch(f"flash_fwd_{unused}")
 
 
 def packed(tmp_path, monkeypatch, part_bytes: int | None):
@@ -118,7 +127,7 @@ def test_what_is_copied_beside_the_packages_can_run_the_benchmark(tmp_path):
     code = "import bench.gpu.__main__ as run, sys; sys.exit(run.main(['--plan']))"
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}/src:{tmp_path}/src/triton_kernels"}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "src", env=env, capture_output=True, text=True)
-    assert done.returncode == 0 and "qwen-tight" in done.stdout, done.stderr
+    assert done.returncode == 0 and "short-memory" in done.stdout, done.stderr
 
 
 def test_what_verify_runs_imports_what_there_is():
@@ -137,8 +146,9 @@ def test_verify_asks_sglang_about_every_servers_arguments(tmp_path, monkeypatch,
         after = dict(zip(words, words[1:], strict=False))
         seen.append(after)
         assert "--mm-attention-backend=triton_attn" in words and after["--port"] == "30000"
+        backend = after.get("--attention-backend", "fa3")  # SGLang picks that on an H200
         graphs = types.SimpleNamespace(decode=types.SimpleNamespace(backend="full"))
-        return types.SimpleNamespace(attention_backend=after["--attention-backend"], device="cuda",
+        return types.SimpleNamespace(attention_backend=backend, device="cuda",
                                      cuda_graph_config=graphs, disable_overlap_schedule=False,
                                      disable_radix_cache=False)  # fmt: skip
 
@@ -150,7 +160,8 @@ def test_verify_asks_sglang_about_every_servers_arguments(tmp_path, monkeypatch,
     monkeypatch.setattr(sys, "argv", ["verify", str(tmp_path)])
     exec(verify.COMMANDS, {})
     servers = [server for part in gpu_programme() for server in part.servers]
-    assert len(seen) == len(servers) == 13 and "13 servers" in capsys.readouterr().out
+    assert len(seen) == len(servers) and f"{len(servers)} servers" in capsys.readouterr().out
+    assert {"--attention-backend" in after for after in seen} == {True, False}
 
 
 # -- commands that outlive their session -------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ names = {{e.name for g in ("sglang.srt.plugins", "sglang.srt.platforms") for e i
 assert {{"tgvkv", "tgvkv_cpu"}} <= names, f"plugin entry points not found: {{names}}"
 import flashinfer, transformers, tokenizers, sglang.launch_server
 if torch.cuda.is_available():
-    import sgl_kernel
+    import sgl_kernel.flash_attn
 for name in ("sglang", "flashinfer-python", "transformers", "tokenizers", "torch", "triton", "numpy"):
     print(name, m.version(name))
 """
@@ -134,6 +134,7 @@ def environment(to: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": f"{to}/triton",
         "TORCHINDUCTOR_CACHE_DIR": f"{to}/inductor",
         "CUDA_HOME": home,
+        "CUDA_MODULE_LOADING": "LAZY",  # CUDA's default; FlashAttention 3 has kernel images that nobody should load
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",

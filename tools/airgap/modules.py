@@ -45,7 +45,6 @@ class Heads:
 
 MODELS = (
     Heads("Qwen3-VL-8B", 32, 8, 128, 36),
-    Heads("Mistral-7B", 32, 8, 128, 32),
     Heads("demo model", 4, 2, 64, 4),
     Heads("stand-in of the stress run", 4, 2, 128, 4),
 )

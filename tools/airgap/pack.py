@@ -17,6 +17,7 @@ import fnmatch
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import tarfile
 import time
 from pathlib import Path
 
+from tools.airgap.fatbins import trim
 from tools.airgap.install import MANIFEST, part_name
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +37,6 @@ MIB = 2**20
 
 # What a tgvkv server on an sm_90 machine never opens. Sizes are of the files themselves.
 PRUNE = (
-    "sgl_kernel/flash_ops.abi3.so",  # 1.1 GB: FlashAttention 3; --mm-attention-backend triton_attn instead
     "sgl_kernel/flashmla_ops.abi3.so",
     "sgl_kernel/infllm_ops*.so",
     "sgl_kernel/spatial_ops.abi3.so",
@@ -53,6 +54,12 @@ PRUNE = (
     "*/__pycache__/*",
 )
 STRIP_ABOVE = 8 * MIB  # xgrammar's library has 49 MB of debug information
+# FlashAttention 3 is 1.1 GB, nearly all of it kernels. What the programme serves needs: bfloat16, no soft cap, models'
+# heads of 64 and 128 and the vision tower's of 72 (padded to 96).
+FLASH_ATTENTION = "sgl_kernel/flash_ops.abi3.so"
+FLASH_SOURCES = re.compile(
+    "flash_prepare_scheduler|flash_fwd_combine|flash_fwd_hdim(64|96|128)_bf16(_packgqa|_paged|_split|_paged_split)?_sm90"
+)
 
 
 def wanted() -> list[str]:
@@ -104,7 +111,7 @@ def pruned(path: str) -> bool:
 
 
 def make_site(out: Path) -> None:
-    """Install the wheels into ``site``, without what :data:`PRUNE` names."""
+    """Install the wheels into ``site``, without what :data:`PRUNE` names and without most of FlashAttention 3."""
     site = out / "site"
     shutil.rmtree(site, ignore_errors=True)
     wheels = sorted(map(str, (out / "wheels").glob("*.whl")))
@@ -117,6 +124,8 @@ def make_site(out: Path) -> None:
     for path in sorted(site.rglob("*.so*")):
         if path.is_file() and path.stat().st_size > STRIP_ABOVE:
             subprocess.run(["strip", "--strip-unneeded", str(path)], check=True)
+    kept, emptied = trim(site / FLASH_ATTENTION, FLASH_SOURCES)
+    print(f"  FlashAttention 3: kernels of {len(kept)} sources kept, of {emptied} dropped")
     print(f"site: {size_of(site) / MIB:.1f} MiB")
 
 

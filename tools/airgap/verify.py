@@ -7,7 +7,8 @@
 1. Everything a server imports, with torch's CUDA queries answered as on an H200, so that SGLang takes its CUDA branches
    and loads its sm_90 library (against a driver library without functions).
 2. The arguments of every server of the programme, read by SGLang itself as on an H200.
-3. FlashInfer's and SGLang's prebuilt modules are found and load; nothing is compiled.
+3. FlashInfer's and SGLang's prebuilt modules are found and load, nothing is compiled; FlashAttention 3 has the kernels
+   that were kept.
 4. Triton finds this project's kernels in the cache; nothing is compiled.
 
 Standard library only in this process; the checks run in children with DIR's environment.
@@ -44,9 +45,9 @@ torch.cuda.get_arch_list = lambda: ["sm_80", "sm_90", "sm_100"]
 """
 
 IMPORTS = """
-import importlib, sys
+import importlib, sys, torch
 for name in (
-    "sglang.launch_server sgl_kernel flashinfer flashinfer.sampling sglang.srt.managers.scheduler "
+    "sglang.launch_server sgl_kernel.flash_attn flashinfer flashinfer.sampling sglang.srt.managers.scheduler "
     "sglang.srt.managers.detokenizer_manager sglang.srt.managers.tokenizer_manager sglang.srt.entrypoints.http_server "
     "sglang.srt.model_executor.model_runner sglang.srt.layers.attention.flashinfer_backend sglang.srt.layers.sampler "
     "sglang.srt.layers.attention.vision sglang.srt.models.qwen3_vl sglang.srt.multimodal.processors.qwen_vl "
@@ -62,6 +63,7 @@ load_plugins()
 assert "tgvkv" in ATTENTION_BACKENDS, sorted(ATTENTION_BACKENDS)
 import tgvkv_sglang.sglang_seam.flashinfer_backend
 from sglang.srt.models.registry import ModelRegistry
+assert all(hasattr(torch.ops.sgl_kernel, name) for name in ("fwd", "get_scheduler_metadata"))
 assert "Qwen3VLForConditionalGeneration" in ModelRegistry.get_supported_archs()
 print("imports as on an H200, with", sgl_kernel.common_ops.__file__.rsplit("/", 2)[1] + "/common_ops")
 """
@@ -82,7 +84,7 @@ for part in gpu_programme():
     for spec in part.servers:
         words = command(spec, model_directory(spec.model, work), 30000, setup)
         parsed = prepare_server_args(words[3:])
-        assert parsed.attention_backend == spec.backend and parsed.device == "cuda", parsed
+        assert parsed.attention_backend == (spec.backend or "fa3") and parsed.device == "cuda", parsed
         assert parsed.cuda_graph_config.decode.backend == "full" and not parsed.disable_overlap_schedule, parsed
         assert not parsed.disable_radix_cache, parsed
         count += 1
@@ -94,13 +96,21 @@ import tvm_ffi.cpp
 def refuse(name, **_):
     raise AssertionError(f"{name} is not prebuilt")
 tvm_ffi.cpp.load_inline = refuse
-from tools.airgap.modules import flashinfer_specs, sglang_modules
+import mmap
+from sgl_kernel.flash_attn import flash_ops
+from tools.airgap.fatbins import fat_binaries, source
+from tools.airgap.modules import MODELS, flashinfer_specs, sglang_modules
 for spec in flashinfer_specs():
     assert spec.is_aot, f"{spec.name} is not prebuilt"
     spec.build_and_load()
 for name, load in sglang_modules():
     load()
-print(len(flashinfer_specs()), "FlashInfer and", len(sglang_modules()), "SGLang modules load")
+with open(flash_ops.__file__, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    sources = {source(data, binary) for binary in fat_binaries(data, 0, len(data))}
+for dim in {model.head_dim for model in MODELS}:
+    for kind in ("paged", "paged_split"):
+        assert f"flash_fwd_hdim{dim}_bf16_{kind}_sm90" in sources, f"no FlashAttention 3 for heads of {dim}"
+print(len(flashinfer_specs()), "FlashInfer and", len(sglang_modules()), "SGLang modules load, and FlashAttention 3")
 """
 
 KERNELS = """
