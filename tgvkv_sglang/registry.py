@@ -14,7 +14,10 @@ from typing import Any
 from .errors import ConfigError
 
 GROUP = "tgvkv.policies"
-POLICIES = {"tgv": "tgvkv_sglang.selection.tgv:Tgv"}
+POLICIES = {
+    "tgv": "tgvkv_sglang.selection.tgv:Tgv",
+    "lightkv": "tgvkv_sglang.selection.lightkv:LightKv",
+}
 BUDGET_RULES = {"tvb": "tgvkv_sglang.selection.budget_rules:Tvb"}
 SCOPES = {
     "vision": "tgvkv_sglang.selection.budget:VisionScope",

@@ -76,6 +76,17 @@ class UnitStore:
         # The current stream need not wait for the copy: only forwards read or write KV, and they follow on the same
         # stream. If it did wait, whoever next reads a value back on it would wait for the decode step in flight.
 
+    def put(self, target: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Write units ``target[i]``, in order with forwards like :meth:`move`."""
+        if self._stream is None:
+            self.k_flat[target], self.v_flat[target] = k, v
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            self.k_flat[target], self.v_flat[target] = k, v
+        for tensor in (target, k, v):
+            tensor.record_stream(self._stream)
+
     def _move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         if self.k_flat.shape == self.v_flat.shape:
             pack_units(self.k_flat, self.v_flat, source, target)

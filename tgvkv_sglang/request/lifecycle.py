@@ -17,7 +17,7 @@ node. Prompt and generated text are inserted apart: a view hangs on the node whe
 
 from __future__ import annotations
 
-from typing import Protocol, Sequence
+from typing import Callable, Protocol, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from ..kv.nodes import Node, View
 from ..kv.radix import Inserted, Match, SpanTree
 from ..namespace import Namespace
 from ..selection.choose import Choice
+from ..selection.policy import Merging
+from .merging import merged
 from .state import Phase, RequestState
 
 
@@ -66,12 +68,20 @@ class Lifecycle:
     Args:
         tree: the span tree. evictor: its evictor.
         witness: told of selections.
+        allocate: that many free slots, int64, evicting for them if need be; None: there are not so many.
         reclaimable_slots: most slots that reclaimable full spans may hold; None: no limit.
     """
 
-    def __init__(self, tree: SpanTree, evictor: Evictor, witness: Witness, reclaimable_slots: int | None = None):
+    def __init__(
+        self,
+        tree: SpanTree,
+        evictor: Evictor,
+        witness: Witness,
+        allocate: Callable[[int], torch.Tensor | None],
+        reclaimable_slots: int | None = None,
+    ):
         self.tree, self.evictor = tree, evictor
-        self._witness, self._reclaimable_slots = witness, reclaimable_slots
+        self._witness, self._allocate, self._reclaimable_slots = witness, allocate, reclaimable_slots
 
     def admit(self, namespace: Namespace, state: RequestState | None, ids: np.ndarray, limit: int) -> Match:
         """Match a request's prefix. Asked for as often as the server likes; the last match counts.
@@ -106,6 +116,7 @@ class Lifecycle:
         inserted, views = self._insert_prompt(holder, ids)
         self._relock(holder, inserted.node)
         if holder.state is not None:
+            views = self._merged(holder.state, views)
             holder.state.decode_through(views, holder.page_row)
             self.tree.use(views, holder.state)
         self.trim()
@@ -117,8 +128,9 @@ class Lifecycle:
         """
         state = holder.state
         if state is not None and state.phase is not Phase.DECODING:
-            _, views = self._insert_prompt(holder, ids)
-            state.finish_through(views)
+            inserted, views = self._insert_prompt(holder, ids)
+            self._relock(holder, inserted.node)
+            state.finish_through(self._merged(state, views))
         else:
             self._insert(holder, ids)
         self._leave(holder)
@@ -176,6 +188,28 @@ class Lifecycle:
             views.append(self.tree.attach(view, inserted.node))
             at += len(span)
         return views
+
+    def _merged(self, state: RequestState, views: Sequence[View]) -> list[View]:
+        """Under a merging policy a new view gets slots of its own, once its path is locked and before its span may be
+        reclaimed: what is merged does not depend on when memory runs short. Without room the view is dropped."""
+        if not isinstance(state.policy, Merging):
+            return list(views)
+        kept = []
+        for view in views:
+            if view.packed or not len(view):
+                kept.append(view)
+                continue
+            block = self._allocate(self.tree.store.slots_for(len(view)))
+            if block is None:
+                self._witness.failed(state, SelectionError(f"no {len(view)} units are free to merge into"))
+                self.tree.drop_view(view)
+                continue
+            units = self.tree.store.dense_units(block, len(view))
+            self.tree.store.put(units, *merged(view, state.plan.select, state.grounding.chosen.scores,
+                                               state.policy, self.tree.store))  # fmt: skip
+            self.tree.pack(view, block, units)
+            kept.append(view)
+        return kept
 
     def _relock(self, holder: Holder, node: Node) -> None:
         """Hold ``node`` instead of what the request held, unless that is deeper: the views it replays hang there."""

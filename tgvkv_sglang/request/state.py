@@ -15,6 +15,7 @@ from ..kv.views import ViewTable
 from ..registry import load_budget_rule, load_policy, load_scope
 from ..selection.choose import Choice, Quota
 from ..selection.grounding import Grounding
+from ..selection.policy import Merging
 from ..types import Span
 from .plan import PrefillPlan, plan_prefill
 
@@ -45,6 +46,7 @@ class RequestState:
         phase: see :class:`Phase`.
         grounding: scoring of the running prefill, or None when nothing is to be selected.
         views: views in use; empty unless DECODING.
+        policy: how its vision tokens are scored.
         selections: number of selections made, for trace names.
         selection_failed: a selection of this request could not be made; it decodes on those images in full.
     """
@@ -57,7 +59,7 @@ class RequestState:
         self.views: list[View] = []
         self.selections = 0
         self.selection_failed = False
-        self._policy, self._rule = load_policy(config.policy), load_budget_rule(config.budget)
+        self.policy, self._rule = load_policy(config.policy), load_budget_rule(config.budget)
         self._scope = load_scope(config.scope)
         self._match: Match | None = None
         self._plan: PrefillPlan | None = None
@@ -77,7 +79,7 @@ class RequestState:
         """What follows from the last match; made when it is first asked for."""
         if self._plan is None:
             cap = self.config.grounding_cap
-            self._plan = plan_prefill(self._match, self.vision, self.prompt_len, self._policy, cap, self._resume)
+            self._plan = plan_prefill(self._match, self.vision, self.prompt_len, self.policy, cap, self._resume)
         return self._plan
 
     def begin_chunk(self, start: int) -> Grounding | None:
@@ -90,7 +92,7 @@ class RequestState:
             self.phase = Phase.SCORING
         if self.grounding is None and len(self.plan.text):
             quota = Quota(self._scope, self.config.exact_retention, self.plan.budgeted_tokens)
-            how = self._policy, self._rule, quota
+            how = self.policy, self._rule, quota
             self.grounding = Grounding(self.rid, self.plan.select, self.plan.text, *how)
         return self.grounding if start < self.prompt_len else None
 
@@ -116,6 +118,8 @@ class RequestState:
             return self.plan.table
         if self._decode_table is None and self.phase in (Phase.PLANNED, Phase.SCORING):
             chosen = self.grounding.chosen if self.grounding is not None else None
+            if isinstance(self.policy, Merging):
+                chosen = None  # what it keeps is not there yet: such a step attends to the spans in full
             parts = [*self.plan.kept_views, *([chosen.units] if chosen is not None else [])]
             self._decode_table = ViewTable(parts) if parts else None
         return self._decode_table

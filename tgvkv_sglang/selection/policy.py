@@ -13,7 +13,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
-from typing import Callable, Mapping, Protocol, Sequence
+from typing import Callable, Mapping, Protocol, Sequence, runtime_checkable
 
 import torch
 from tgvkv_kernels.batch_scores.plan import ScorePlan
@@ -206,6 +206,26 @@ class Policy(Protocol):
 
     def score(self, block: LayerBlock) -> BlockScores:
         """Score some layers, once, when all of their K and V are in the pool."""
+
+
+@runtime_checkable
+class Merging(Protocol):
+    """A policy that also changes what is kept: its views own KV of their own, from the moment they are made.
+
+    One that has no room for it fails like a selection (the request decodes on the whole image).
+    """
+
+    def merge(
+        self, k: torch.Tensor, v: torch.Tensor, scores: torch.Tensor, kept: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of one layer's kept tokens of one span.
+
+        Args:
+            k, v: ``[V, Hkv, D]`` of the span's tokens, of this rank. scores: ``[V]``. kept: ``[n]`` int64 ascending.
+
+        Returns:
+            ``[n, Hkv, D]`` each, in their dtypes.
+        """
 
 
 class LayerByLayer:

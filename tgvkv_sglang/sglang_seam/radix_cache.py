@@ -67,10 +67,17 @@ class TgvRadixCache(BasePrefixCache):
         share = config.reclaimable_share
         limit = int(share * self.capacity) if share < 1.0 else None
         self.selections = Selections()
-        self.lifecycle = Lifecycle(self.tree, self.evictor, self.selections, limit)
+        self.lifecycle = Lifecycle(self.tree, self.evictor, self.selections, self._allocate, limit)
         self._checked: tuple[int, int, int] | None = None
         if params.enable_metrics:
             self.init_metrics_collector()
+
+    def _allocate(self, slots: int) -> torch.Tensor | None:
+        """For views that own KV from the start."""
+        missing = slots - self.token_to_kv_pool_allocator.available_size()
+        if missing > 0:
+            self.evict(EvictParams(num_tokens=missing))
+        return self.token_to_kv_pool_allocator.alloc(slots)
 
     # -- small parts of the interface ----------------------------------------------------------------------------
 

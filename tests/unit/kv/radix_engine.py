@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import accumulate
+from types import SimpleNamespace
 from typing import Callable, Sequence
 
 import numpy as np
@@ -184,6 +185,7 @@ class Chooser(RequestState):
     def choose(self) -> Choice:
         assert self.grounding is not None and self.grounding.chosen is None
         kept = torch.cat([self.keep(len(span)) for span in self.plan.select], dim=1)
+        self.grounding.chosen = SimpleNamespace(scores=kept.float())
         columns, counts = columns_of(kept)
         bounds = torch.tensor([0, *accumulate(counts)])
         return Choice(columns, bounds, columns.numpy(), bounds.numpy(), kept.shape[1])
@@ -212,10 +214,13 @@ class Engine:
         self.tree = SpanTree(self.pool.store, self.pool.free)
         self.evictor = Evictor(self.tree)
         limit = int(reclaimable_share * capacity) if reclaimable_share < 1.0 else None
-        self.lifecycle = Lifecycle(self.tree, self.evictor, Strict(), limit)
+        self.lifecycle = Lifecycle(self.tree, self.evictor, Strict(), self._allocate, limit)
         self.cap = cap
         self.requests: list[Request] = []
         self.count = 0
+
+    def _allocate(self, n: int) -> torch.Tensor | None:
+        return self.pool.alloc(n) if self.make_room(n) else None
 
     # -- making and admitting ------------------------------------------------------------------------------------
 

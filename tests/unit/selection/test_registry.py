@@ -18,6 +18,7 @@ from tgvkv_sglang.selection.budget import TotalScope, VisionScope
 from tgvkv_sglang.selection.budget_rules import Tvb
 from tgvkv_sglang.selection.tgv import Tgv
 
+OURS = tuple(registry.POLICIES)
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "policy_package"
 
 
@@ -49,7 +50,7 @@ def test_ours_are_found_by_name():
 
 def test_the_examples_policy_is_the_brute_force_maximum(installed):
     installed(loudest="loudest:Loudest")
-    assert registry.policy_names() == ("tgv", "loudest") and TgvConfig(policy="loudest").policy == "loudest"
+    assert registry.policy_names() == (*OURS, "loudest") and TgvConfig(policy="loudest").policy == "loudest"
     prompt = Prompt()
     scores = prompt.ground([13], policy=registry.load_policy("loudest")).chosen
     text = Tgv().query_positions(SPANS, 0, N, 99).numpy()
@@ -70,7 +71,7 @@ def test_the_examples_project_registers_what_it_says():
 
 def test_a_name_of_ours_cannot_be_taken_over(installed):
     installed(tgv="loudest:Loudest")
-    assert registry.policy_names() == ("tgv",) and isinstance(registry.load_policy("tgv"), Tgv)
+    assert registry.policy_names() == OURS and isinstance(registry.load_policy("tgv"), Tgv)
 
 
 @pytest.mark.parametrize("value, words", [("no_such_module:Thing", "no_such_module"), ("loudest:Nothing", "Nothing"),
@@ -83,8 +84,8 @@ def test_a_policy_that_cannot_be_used_is_named(installed, value, words):
 
 def test_an_unknown_name_is_refused_with_those_there_are(installed):
     installed(loudest="loudest:Loudest")
-    for refuse in (lambda: TgvConfig(policy="h2o"), lambda: registry.load_policy("h2o")):
-        with pytest.raises(ConfigError, match="--tgvkv-policy must be one of tgv, loudest, got 'h2o'"):
+    for refuse in (lambda: TgvConfig(policy="nobody's"), lambda: registry.load_policy("nobody's")):
+        with pytest.raises(ConfigError, match=f'--tgvkv-policy must be one of {", ".join(OURS)}, loudest, got "nobody\'s"'):
             refuse()
 
 
