@@ -87,7 +87,7 @@ def test_the_conversation_goes_on_with_a_selection_of_its_own(server, oracle):
     assert len(reports(server, "spoiled-nan-first")) == 1
     vision = 6 * 5
     held = one.meta["prompt_tokens"] + TOKENS - ("--disable-overlap-schedule" in server.process.args)
-    assert server.memory()["available"] == server.tokens - held, "all of its slots (the last token's with overlap alone)"
+    assert server.memory()["available"] == server.tokens - held, "all of its slots (the last one with overlap alone)"
     second = chat(about_images("What is it?"), "A circle.", "And its colour?")
     two = server.generate(second, [image], rid="second-turn", trace=True, logprobs=True)
     prompt = oracle.prepare_ids(ids_of(oracle, first), [image])
