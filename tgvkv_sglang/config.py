@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any, Iterable, Mapping
 
 from .errors import ConfigError
-from .registry import BUDGET_RULES, SCOPES, policy_names
+from .registry import BUDGETS, OWN, SCOPES, policy_names, rule_name
 
 RECLAIMS = ("pressure", "eager")
 REQUEST_OPTIONS = ("tgvkv_retention", "tgvkv_policy", "tgvkv_budget", "tgvkv_trace")
@@ -36,7 +36,8 @@ class TgvConfig:
         retention: kept share of the vision KV, averaged over layers, 0 < retention <= 1. 1.0 is stock SGLang.
         scope: ``vision`` shares out ``layers * retention * vision tokens``; ``total`` is the paper's rule.
         reclaim: ``pressure`` frees full spans when memory is needed; ``eager`` right after selection.
-        policy: how vision tokens are scored. budget: what a layer weighs when the kept tokens are shared out.
+        policy: how vision tokens are scored. budget: what a layer weighs when the kept tokens are shared out; ``own``
+            is the rule that the policy names (:attr:`rule`).
         full_budget: largest share of the pool that may be held as reclaimable full spans, 0..1.
         grounding_cap: at most this many of the last new text tokens ground a selection.
         stash_mib: device memory for their queries, MiB: bounds how many layers are scored at once, and a request's
@@ -48,7 +49,7 @@ class TgvConfig:
     scope: str = "vision"
     reclaim: str = "pressure"
     policy: str = "tgv"
-    budget: str = "tvb"
+    budget: str = OWN
     full_budget: float = 1.0
     grounding_cap: int = 4096
     stash_mib: int = 512
@@ -59,7 +60,7 @@ class TgvConfig:
         _one_of(self.scope, SCOPES, "--tgvkv-scope")
         _one_of(self.reclaim, RECLAIMS, "--tgvkv-reclaim")
         _one_of(self.policy, policy_names(), "--tgvkv-policy")
-        _one_of(self.budget, BUDGET_RULES, "--tgvkv-budget")
+        _one_of(self.budget, BUDGETS, "--tgvkv-budget")
         if isinstance(self.full_budget, bool) or not isinstance(self.full_budget, (int, float)):
             raise ConfigError(f"--tgvkv-full-budget must be a number in [0, 1], got {self.full_budget!r}")
         if not 0 <= self.full_budget <= 1:
@@ -78,6 +79,11 @@ class TgvConfig:
     def exact_retention(self) -> Fraction:
         """The retention as the decimal the user wrote (0.1 is one tenth, not its binary neighbour)."""
         return Fraction(str(self.retention))
+
+    @property
+    def rule(self) -> str:
+        """Name of the budget rule."""
+        return rule_name(self.budget, self.policy)
 
     @property
     def stash_bytes(self) -> int:
@@ -130,7 +136,7 @@ class RequestOptions:
         retention = ours.get("tgvkv_retention")
         if retention is not None:
             retention = parse_retention(retention, "custom_params['tgvkv_retention']")
-        for name, allowed in (("policy", policy_names()), ("budget", BUDGET_RULES)):
+        for name, allowed in (("policy", policy_names()), ("budget", BUDGETS)):
             if ours.get(f"tgvkv_{name}") is not None:
                 _one_of(ours[f"tgvkv_{name}"], allowed, f"custom_params['tgvkv_{name}']")
         trace = ours.get("tgvkv_trace", False)

@@ -8,7 +8,7 @@ from typing import Any, Mapping
 
 from .config import RECLAIMS, TgvConfig
 from .errors import ConfigError
-from .registry import BUDGET_RULES, SCOPES, policy_names
+from .registry import BUDGETS, SCOPES, policy_names
 
 BACKEND = "tgvkv"
 
@@ -37,7 +37,7 @@ FLAGS = (
     Flag("scope", str, "'vision' shares out layers*retention*vision tokens, 'total' as the paper.", tuple(SCOPES)),
     Flag("reclaim", str, "When full vision spans are freed: under memory 'pressure', or 'eager'ly.", RECLAIMS),
     Flag("policy", str, "How vision tokens are scored.", policy_names()),
-    Flag("budget", str, "What a layer weighs when the kept tokens are shared out.", tuple(BUDGET_RULES)),
+    Flag("budget", str, "What a layer weighs when the kept tokens are shared out; 'own' asks the policy.", BUDGETS),
     Flag("full_budget", float, "Largest share of the pool held as reclaimable full vision spans, 0..1."),
     Flag("grounding_cap", int, "At most this many of a prompt's last new text tokens score the image."),
     Flag("stash_mib", int, "Device memory for the queries of that text, MiB; a question that needs more is cut short."),

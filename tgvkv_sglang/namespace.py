@@ -31,7 +31,7 @@ class Namespace:
 
     @classmethod
     def of(cls, config: TgvConfig, client_key: str | None = None, adapter: str | None = None) -> "Namespace":
-        return cls(client_key or None, adapter, config.retention, config.scope, config.policy, config.budget)
+        return cls(client_key or None, adapter, config.retention, config.scope, config.policy, config.rule)
 
     @property
     def evicts(self) -> bool:

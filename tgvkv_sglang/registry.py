@@ -14,11 +14,32 @@ from typing import Any
 from .errors import ConfigError
 
 GROUP = "tgvkv.policies"
+_POLICY_FILES = "tgvkv_sglang.selection.policies"
 POLICIES = {
     "tgv": "tgvkv_sglang.selection.tgv:Tgv",
-    "lightkv": "tgvkv_sglang.selection.lightkv:LightKv",
+    "peak": f"{_POLICY_FILES}.peak:Peak",
+    "peak4": f"{_POLICY_FILES}.peak4:Peak4",
+    "peak-last": f"{_POLICY_FILES}.peak_last:PeakLast",
+    "uniform-attention": f"{_POLICY_FILES}.uniform_attention:UniformAttention",
+    "last-query": f"{_POLICY_FILES}.last_query:LastQuery",
+    "vl-cache": f"{_POLICY_FILES}.vl_cache:VlCache",
+    "snapkv": f"{_POLICY_FILES}.snapkv:SnapKv",
+    "pyramidkv": f"{_POLICY_FILES}.pyramidkv:PyramidKv",
+    "h2o": f"{_POLICY_FILES}.h2o:H2o",
+    "streamingllm": f"{_POLICY_FILES}.streaming_llm:StreamingLlm",
+    "lightkv": f"{_POLICY_FILES}.lightkv:LightKv",
+    "random": f"{_POLICY_FILES}.random:Random",
 }
-BUDGET_RULES = {"tvb": "tgvkv_sglang.selection.budget_rules:Tvb"}
+_RULE_FILE = "tgvkv_sglang.selection.budget_rules"
+BUDGET_RULES = {
+    "tvb": f"{_RULE_FILE}:Tvb",
+    "uniform": f"{_RULE_FILE}:Uniform",
+    "pyramid": f"{_RULE_FILE}:Pyramid",
+    "vl-cache": f"{_RULE_FILE}:VlCache",
+}
+OWN = "own"
+"""In the place of a budget rule's name: the one that the policy names."""
+BUDGETS = (OWN, *BUDGET_RULES)
 SCOPES = {
     "vision": "tgvkv_sglang.selection.budget:VisionScope",
     "total": "tgvkv_sglang.selection.budget:TotalScope",
@@ -52,10 +73,19 @@ def load_policy(name: str) -> Any:
     except Exception as error:
         raise ConfigError(f"--tgvkv-policy {name}: {point.value} cannot be loaded ({error!r}); mend it or leave it out"
                           ) from error  # fmt: skip
-    missing = [method for method in ("query_positions", "score") if not callable(getattr(policy, method, None))]
+    methods = ("query_positions", "score", "settle")
+    missing = [method for method in methods if not callable(getattr(policy, method, None))]
     if missing:
         raise ConfigError(f"--tgvkv-policy {name}: {point.value} has no method {missing[0]}; see docs/policies.md")
+    if getattr(policy, "budget", None) not in BUDGET_RULES:
+        rules = ", ".join(BUDGET_RULES)
+        raise ConfigError(f"--tgvkv-policy {name}: the attribute budget of {point.value} must be one of {rules}")
     return policy
+
+
+def rule_name(budget: str, policy: str) -> str:
+    """The budget rule that ``--tgvkv-budget`` means with a policy."""
+    return load_policy(policy).budget if budget == OWN else budget
 
 
 @lru_cache(maxsize=None)

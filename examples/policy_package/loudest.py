@@ -7,7 +7,9 @@ from tgvkv_sglang.selection.tgv import text_after_vision
 
 
 class Loudest(LayerByLayer):
-    """``score_v = max over heads h and question tokens t of A_h[t, v]``; layers weigh alike. One rank only."""
+    """``score_v = max over heads h and question tokens t of A_h[t, v]``; layers weigh alike."""
+
+    budget = "uniform"
 
     def query_positions(self, spans, start, end, cap):
         return text_after_vision(spans, start, end, cap)
@@ -18,5 +20,5 @@ class Loudest(LayerByLayer):
         logits = torch.einsum("thd,vhd->thv", layer.q.float(), keys) * layer.scale
         attention = torch.exp(logits - layer.lse_e[:, :, None].float())
         seen = layer.vision_positions[None, :] <= layer.text_positions[:, None]
-        scores = (attention * seen[:, None, :]).amax((0, 1))
-        return LayerScores(scores, torch.ones((), device=scores.device))
+        scores = layer.model.reduce_max((attention * seen[:, None, :]).amax((0, 1)))
+        return LayerScores(scores, scores.sum())

@@ -13,7 +13,7 @@ from tgvkv_sglang.errors import ConfigError, TgvkvError
 @pytest.mark.parametrize(
     ("field", "bad"),
     [("retention", bad) for bad in (0, -0.1, 1.5, math.nan, math.inf, "x", "0.5", None, True)]
-    + [("scope", "layer"), ("reclaim", "never"), ("policy", "h2o"), ("scope", None)]
+    + [("scope", "layer"), ("reclaim", "never"), ("policy", "kvzip"), ("budget", "vision"), ("scope", None)]
     + [("full_budget", bad) for bad in (-0.1, 1.1, math.nan, "x", True, None)]
     + [("grounding_cap", bad) for bad in (0, -1, 1.5, "x", True)],
 )
@@ -93,3 +93,10 @@ def test_bad_request_trace(bad):
 def test_unknown_request_option_is_named():
     with pytest.raises(ConfigError, match="tgvkv_retain.*tgvkv_retention, tgvkv_policy, tgvkv_budget, tgvkv_trace"):
         RequestOptions.from_custom_params({"tgvkv_retain": 0.5})
+
+
+def test_the_budget_rule_is_the_policys_own_unless_another_is_named():
+    assert TgvConfig().rule == "tvb" and TgvConfig(policy="pyramidkv").rule == "pyramid"
+    assert TgvConfig(policy="pyramidkv", budget="uniform").rule == "uniform"
+    options = RequestOptions.from_custom_params({"tgvkv_policy": "vl-cache"})
+    assert options.apply(TgvConfig()).rule == "vl-cache"

@@ -30,7 +30,7 @@ def test_command_line_and_keywords_agree():
               "--tgvkv-full-budget", "0.5", "--tgvkv-grounding-cap", "64", "--tgvkv-stash-mib", "7",
               "--tgvkv-trace-dir", "traces")
     )  # fmt: skip
-    assert config == TgvConfig(0.05, "total", "eager", "tgv", "tvb", 0.5, 64, 7, "traces")
+    assert config == TgvConfig(0.05, "total", "eager", "tgv", "own", 0.5, 64, 7, "traces")
     assert config == config_from({f"tgvkv_{name}": value for name, value in dataclasses.asdict(config).items()})
 
 

@@ -11,12 +11,14 @@ from tgvkv_sglang.namespace import Namespace, SaltedKey, client_key
 
 
 def test_each_combination_is_a_namespace_of_its_own():
-    configs = [TgvConfig(retention=r, scope=s) for r, s in product((0.1, 0.2, 1.0), ("vision", "total"))]
+    options = product((0.1, 0.2, 1.0), ("vision", "total"), ("tgv", "peak"), ("tvb", "uniform"))
+    configs = [TgvConfig(retention=r, scope=s, policy=p, budget=b) for r, s, p, b in options]
     keys, adapters = (None, "a", "b", client_key(SaltedKey("a", None))), (None, "adapter")
     namespaces = {Namespace.of(*parts) for parts in product(configs, keys, adapters)}
     assert len(namespaces) == len(configs) * len(keys) * len(adapters)
     assert Namespace.of(TgvConfig(retention=0.1), "a") == Namespace.of(TgvConfig(retention=0.1, grounding_cap=7), "a")
     assert Namespace.of(TgvConfig(), "") == Namespace.of(TgvConfig(), None)
+    assert Namespace.of(TgvConfig(budget="own")) == Namespace.of(TgvConfig(budget="tvb"))
 
 
 def test_only_retention_one_keeps_a_plain_tree():

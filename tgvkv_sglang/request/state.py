@@ -59,7 +59,7 @@ class RequestState:
         self.views: list[View] = []
         self.selections = 0
         self.selection_failed = False
-        self.policy, self._rule = load_policy(config.policy), load_budget_rule(config.budget)
+        self.policy, self._rule = load_policy(config.policy), load_budget_rule(config.rule)
         self._scope = load_scope(config.scope)
         self._match: Match | None = None
         self._plan: PrefillPlan | None = None

@@ -190,7 +190,13 @@ class BlockScores:
 
 
 class Policy(Protocol):
-    """How vision tokens are scored. Stateless: one object serves all requests of a process."""
+    """How vision tokens are scored. Stateless: one object serves all requests of a process.
+
+    Attributes:
+        budget: name of the budget rule that it goes with unless another is asked for (``--tgvkv-budget own``).
+    """
+
+    budget: str
 
     def query_positions(self, spans: Sequence[Span], start: int, end: int, cap: int) -> torch.Tensor:
         """Positions of the new tokens whose queries the policy wants.
@@ -207,6 +213,8 @@ class Policy(Protocol):
     def score(self, block: LayerBlock) -> BlockScores:
         """Score some layers, once, when all of their K and V are in the pool."""
 
+    def settle(self, scores: torch.Tensor) -> torch.Tensor:
+        """The scores of all L layers, ``[L, V]``, once all are known: where layers learn from each other."""
 
 @runtime_checkable
 class Merging(Protocol):
@@ -228,7 +236,16 @@ class Merging(Protocol):
         """
 
 
-class LayerByLayer:
+class Independent:
+    """What most policies share: the paper's budgets, and layers that know nothing of each other."""
+
+    budget = "tvb"
+
+    def settle(self, scores: torch.Tensor) -> torch.Tensor:
+        return scores
+
+
+class LayerByLayer(Independent):
     """A policy in plain torch: it scores one layer of one request at a time, in :meth:`score_layer`."""
 
     def score_layer(self, layer: LayerInputs) -> LayerScores:

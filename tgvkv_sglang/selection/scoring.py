@@ -178,8 +178,8 @@ class PrefillScoring:
         for group in self._groups:
             retentions = [ask.grounding.quota.retention for ask in group.asks]
             weights = group.asks[0].grounding.rule.settle(_joined(group.weights, 0), retentions)
-            tensors = ([getattr(block, name) for block in group.scores] for name in ("scores", "mass"))
-            whole.append([*(_joined(blocks, 0) for blocks in tensors), weights])
+            scores, mass = (_joined([getattr(b, name) for b in group.scores], 0) for name in ("scores", "mass"))
+            whole.append([group.asks[0].grounding.policy.settle(scores), mass, weights])
             extras += [_joined_extras([block.extras[i] for block in group.scores]) for i in range(len(group.asks))]
         scores, mass, weights = (_joined(tensors, 1) for tensors in zip(*whole, strict=True))
         return Scored(scores, mass, weights, extras, _joined([group.vision_slots for group in self._groups], 0))

@@ -8,7 +8,7 @@ import torch
 from tgvkv_kernels.batch_scores.api import batch_text_weights, batch_vision_scores
 
 from ..types import Span
-from .policy import BlockScores, LayerBlock
+from .policy import BlockScores, Independent, LayerBlock
 
 
 def text_after_vision(spans: Sequence[Span], start: int, end: int, cap: int) -> torch.Tensor:
@@ -25,7 +25,7 @@ def text_after_vision(spans: Sequence[Span], start: int, end: int, cap: int) -> 
     return text.nonzero()[:, 0][-cap:]
 
 
-class Tgv:
+class Tgv(Independent):
     """The paper's policy: ``score_v = sum_t w_t A[t, v]``, ``mass = sum_{t,v} A[t, v]``, A the mean over query heads.
 
     ``w_t`` is the attention that text token t gets from the text at and after it, per query that sees it. No attention

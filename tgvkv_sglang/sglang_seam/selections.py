@@ -81,7 +81,7 @@ def write_trace(held: HeldRequest, choice: Choice) -> None:
         "retention": config.retention,
         "scope": config.scope,
         "policy": config.policy,
-        "budget_rule": config.budget,
+        "budget_rule": config.rule,
         "grounding_cap": config.grounding_cap,
         "grids": image_grids(req.multimodal_inputs),
         "versions": {"tgvkv-sglang": __version__, "sglang": SGLANG_VERSION, "torch": torch.__version__},

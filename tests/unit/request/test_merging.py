@@ -8,7 +8,7 @@ import torch
 from tests.unit.kv.radix_engine import Engine, Request
 from tests.unit.kv.radix_examples import IMAGE, LAYERS, OTHER, SYSTEM, WHAT, WHERE, new_engine, reclaim, span_nodes
 from tgvkv_sglang.kv import integrity
-from tgvkv_sglang.selection.lightkv import WINDOW, LightKv
+from tgvkv_sglang.selection.policies.lightkv import WINDOW, LightKv
 from tgvkv_sglang.selection.policy import Merging
 from tgvkv_sglang.selection.tgv import Tgv
 

@@ -65,11 +65,11 @@ class Prompt:
         return np.array(weights), np.stack(outputs, 1), np.stack(lses, 1)
 
     def begin(self, start: int = 0, cap: int = 4096, policy=None, retention: str = "0.3", scope: str = "vision",
-              spans=SPANS) -> Grounding:  # fmt: skip
-        policy = policy or Tgv()
+              spans=SPANS, rule=None, name: str = "random prompt") -> Grounding:  # fmt: skip
+        policy, rule = policy or Tgv(), rule or load_budget_rule("tvb")
         quota = Quota(load_scope(scope), Fraction(retention), N)
         text = policy.query_positions(spans, start, N, cap)
-        return Grounding("random prompt", spans, text, policy, load_budget_rule("tvb"), quota)
+        return Grounding(name, spans, text, policy, rule, quota)
 
     def ground(self, cuts: list[int], start=0, stash_bytes: int = 2**30, model: Model = MODEL, **how) -> Grounding:
         """Run a prefill of ``[start, N)`` in chunks that end at ``cuts``, as the backend does."""

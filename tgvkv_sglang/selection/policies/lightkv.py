@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
-from .tgv import Tgv
+from ..tgv import Tgv
 
 WINDOW = 64
 """Tokens of a window, in the order of the prompt: the size of LightKV's 8 x 8."""
