@@ -34,6 +34,11 @@ def spoiled_env(graphs: bool = False) -> dict[str, str]:
     return {**gpu_like_env(graphs=True), **plugin_env("spoiled", "gpu_like")} if graphs else plugin_env("spoiled")
 
 
+def observed_env(directory: Path) -> dict[str, str]:
+    """Environment of a server process that draws its weights and records attention in ``directory``, which exists."""
+    return {**plugin_env("observed"), "OBSERVED_DIR": str(directory)}
+
+
 def replayed_variants(log: str) -> set[str]:
     """Which variants of a server's decode graphs were replayed, as :mod:`tests.fakes.graphs` says in its log."""
     return set(re.findall(r"first replay of graph size=\d+ variant=(\w+)", log))
