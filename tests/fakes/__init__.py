@@ -39,6 +39,11 @@ def steps_without_graph(log: str) -> list[int]:
     return [int(size) for size in re.findall(r"decode step of (\d+) without a graph", log)]
 
 
+def observed_env(directory: Path) -> dict[str, str]:
+    """Environment of a server process that draws its weights and records attention in ``directory``, which exists."""
+    return {**plugin_env("observed"), "OBSERVED_DIR": str(directory)}
+
+
 def replayed_variants(log: str) -> set[str]:
     """Which variants of a server's decode graphs were replayed, as :mod:`tests.fakes.graphs` says in its log."""
     return set(re.findall(r"first replay of graph size=\d+ variant=(\w+)", log))

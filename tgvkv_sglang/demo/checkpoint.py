@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Iterator
+from typing import TYPE_CHECKING, Iterable, Iterator, Mapping
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Tokenizer
@@ -56,17 +56,27 @@ CHAT_TEMPLATE = """\
 """
 
 
-def byte_tokenizer(more: Iterable[str] = (), *, max_length: int = 32768) -> Qwen2Tokenizer:
+def byte_tokenizer(
+    more: Iterable[str] = (),
+    *,
+    special: Iterable[str] = (),
+    named: Mapping[str, str] | None = None,
+    max_length: int = 32768,
+) -> Qwen2Tokenizer:
     """Byte-level BPE with no merges: every byte is one token, so decode then encode is exact for any valid UTF-8.
 
-    Ids 0-255 are the bytes, then come ``SPECIAL_TOKENS``, then ``more`` (in the byte-level vocabulary's spelling,
-    "Ġ" for a space): tokens no prompt is encoded to, but a model may generate.
+    Ids 0-255 are the bytes, then come ``SPECIAL_TOKENS``, then those of another family (``special``), then ``more`` (in
+    the byte-level vocabulary's spelling, "Ġ" for a space): tokens no prompt is encoded to, but a model may generate.
+
+    Args:
+        named: special tokens that processors ask the tokenizer for by a name (``image_token``).
     """
     from transformers import Qwen2Tokenizer
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     vocab = {char: byte for byte, char in bytes_to_unicode().items()}
-    for token in (*SPECIAL_TOKENS, *more):
+    special = (*SPECIAL_TOKENS, *special)
+    for token in (*special, *more):
         vocab[token] = len(vocab)
     return Qwen2Tokenizer(
         vocab=vocab,
@@ -74,8 +84,9 @@ def byte_tokenizer(more: Iterable[str] = (), *, max_length: int = 32768) -> Qwen
         unk_token=PAD_TOKEN,
         eos_token=EOS_TOKEN,
         pad_token=PAD_TOKEN,
-        additional_special_tokens=list(SPECIAL_TOKENS),
+        additional_special_tokens=list(special),
         chat_template=CHAT_TEMPLATE,
+        model_specific_special_tokens=dict(named or {}),
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )

@@ -216,6 +216,7 @@ class Policy(Protocol):
     def settle(self, scores: torch.Tensor) -> torch.Tensor:
         """The scores of all L layers, ``[L, V]``, once all are known: where layers learn from each other."""
 
+
 @runtime_checkable
 class Merging(Protocol):
     """A policy that also changes what is kept: its views own KV of their own, from the moment they are made.

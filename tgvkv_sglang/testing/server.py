@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import requests
 from PIL import Image
@@ -166,9 +166,14 @@ def server_env(extra: dict[str, str] | None = None) -> dict[str, str]:
 
 @contextmanager
 def launch(
-    model: Path, directory: Path, *flags: str, tokens: int = 20000, env: dict[str, str] | None = None
+    model: Path,
+    directory: Path,
+    *flags: str,
+    tokens: int = 20000,
+    env: dict[str, str] | None = None,
+    make: Callable[..., Server] = Server,
 ) -> Iterator[Server]:
-    """A server that answers, stopped in the end.
+    """A server that answers, stopped in the end. ``make`` makes the object for it.
 
     Raises:
         ServerFailedError: it did not come up, or had died by the end of the block; with the end of its log.
@@ -179,6 +184,6 @@ def launch(
     command += [*CPU_FLAGS, *COMMON, "--max-total-tokens", str(tokens), *flags]
     if "tgvkv" in flags:
         command += ["--tgvkv-trace-dir", str(directory / "traces")]
-    server = Server(f"http://127.0.0.1:{port}", directory / "server.log", directory / "traces", tokens=tokens)
+    server = make(f"http://127.0.0.1:{port}", directory / "server.log", directory / "traces", tokens=tokens)
     with server.spawn(command, server_env(env)).running():
         yield server

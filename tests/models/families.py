@@ -1,0 +1,41 @@
+"""All families that are tried, in order of use, and those that are not, with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.models import glm, internvl, llava, mistral, omni, paddle, qwen
+from tests.models.family import Family
+
+FAMILIES: tuple[Family, ...] = (
+    *qwen.FAMILIES, *internvl.FAMILIES, *glm.FAMILIES, *mistral.FAMILIES, *llava.FAMILIES, *paddle.FAMILIES,
+    *omni.FAMILIES,
+)  # fmt: skip
+BY_NAME = {family.name: family for family in FAMILIES}
+SMOKE = ("Qwen2.5-VL", "InternVL3", "Mistral Small 3.x")
+"""What ``make test`` tries: one run of tokens a picture, tiles, and rows with a token after each."""
+
+
+@dataclass(frozen=True)
+class Untried:
+    """A family that could not be tried here. ``reached``: how far it got, and what stopped it."""
+
+    name: str
+    architecture: str
+    reached: str
+
+
+REMOTE = "its processor is remote code of the checkpoint, which is not at hand; "
+UNTRIED = (
+    Untried("LLaVA-1.5 (SGLang's own class)", "LlavaForConditionalGeneration",
+            "stock SGLang 0.5.17 cannot load it: it takes transformers' CLIP tower for a language model, which fails "
+            "(`'Conv2d' object has no attribute 'num_embeddings'`); serve it with `--model-impl transformers`"),
+    Untried("LLaVA-1.5, NeXT, OneVision (first format)", "LlavaLlamaForCausalLM",
+            "their `load_weights` fetches the tower by name and moves it with `.cuda()`; not on a CPU"),
+    Untried("MiniCPM-V 4.5", "MiniCPMV", REMOTE + "accepted by its configuration"),
+    Untried("Phi-4-MM", "Phi4MMForCausalLM", REMOTE + "accepted by its configuration"),
+    Untried("ERNIE-4.5-VL", "Ernie4_5_VLMoeForConditionalGeneration",
+            REMOTE + "transformers' own names its outputs differently (`pixel_values`, not `images`)"),
+    Untried("DeepSeek-OCR", "DeepseekOCRForCausalLM",
+            "its tower has the full size whatever the configuration says (1 024 pixels, 0.4 G parameters)"),
+)  # fmt: skip

@@ -1,0 +1,90 @@
+"""LLaVA in Hugging Face's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tests.models.family import Family, by_processor, text_config
+
+SPECIAL = ("<image>",)
+CLIP = {
+    "model_type": "clip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 112, "patch_size": 14, "projection_dim": 64, "dtype": "float32",
+}  # fmt: skip
+SIGLIP = {
+    "model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 112, "patch_size": 14, "dtype": "float32", "vision_use_head": False,
+}  # fmt: skip
+SIDE = {"height": 112, "width": 112}
+PINPOINTS = [[112, 224], [224, 112], [224, 224]]
+
+
+def _shared(tokenizer: Any) -> dict[str, Any]:
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    return {"image_token_index": image, "tie_word_embeddings": False, "dtype": "float32"}
+
+
+def _clip_processor(cls: type, **more: Any) -> Any:
+    return cls(size={"shortest_edge": 112}, crop_size=SIDE, **more)
+
+
+def write_llava(directory: Path, tokenizer: Any) -> None:
+    from transformers import CLIPImageProcessor, LlavaConfig, LlavaProcessor
+
+    text = text_config(tokenizer, model_type="llama", architectures=["LlamaForCausalLM"], head_dim=32)
+    LlavaConfig(
+        architectures=["LlavaForConditionalGeneration"], text_config=text, vision_config=CLIP, image_seq_length=64,
+        **_shared(tokenizer),
+    ).save_pretrained(directory)  # fmt: skip
+    images = _clip_processor(CLIPImageProcessor)
+    LlavaProcessor(
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    ).save_pretrained(directory)  # fmt: skip
+
+
+def write_llava_next(directory: Path, tokenizer: Any) -> None:
+    from transformers import LlavaNextConfig, LlavaNextImageProcessor, LlavaNextProcessor
+
+    text = text_config(tokenizer, model_type="mistral", architectures=["MistralForCausalLM"], head_dim=32,
+                       sliding_window=None)  # fmt: skip
+    LlavaNextConfig(
+        architectures=["LlavaNextForConditionalGeneration"], text_config=text, vision_config=CLIP,
+        image_grid_pinpoints=PINPOINTS, image_seq_length=64, **_shared(tokenizer),
+    ).save_pretrained(directory)  # fmt: skip
+    images = _clip_processor(LlavaNextImageProcessor, image_grid_pinpoints=PINPOINTS)
+    LlavaNextProcessor(
+        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    ).save_pretrained(directory)  # fmt: skip
+
+
+def write_onevision(directory: Path, tokenizer: Any) -> None:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+    )
+
+    text = text_config(tokenizer, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
+    LlavaOnevisionConfig(
+        architectures=["LlavaOnevisionForConditionalGeneration"], text_config=text, vision_config=SIGLIP,
+        image_grid_pinpoints=PINPOINTS, vision_feature_select_strategy="full", vision_feature_layer=-1,
+        video_token_index=tokenizer.convert_tokens_to_ids("<|video_pad|>"), **_shared(tokenizer),
+    ).save_pretrained(directory)  # fmt: skip
+    images = LlavaOnevisionImageProcessor(size=SIDE, image_grid_pinpoints=PINPOINTS)
+    LlavaOnevisionProcessor(
+        images, tokenizer, LlavaOnevisionVideoProcessor(size=SIDE), num_image_tokens=64,
+        vision_feature_select_strategy="full", video_token="<|video_pad|>",
+    ).save_pretrained(directory)  # fmt: skip
+
+
+NOTE = "through SGLang's transformers backend, which hashes all pictures of a prompt together"
+FAMILIES = (
+    Family("LLaVA-1.5", "LlavaForConditionalGeneration", write_llava, "<image>", SPECIAL, by_processor("<image>"),
+           flags=("--model-impl", "transformers"), item_a_picture=False, note=NOTE),
+    Family("LLaVA-NeXT", "LlavaNextForConditionalGeneration", write_llava_next, "<image>", SPECIAL,
+           by_processor("<image>"), item_a_picture=False, note=NOTE),
+    Family("LLaVA-OneVision", "LlavaOnevisionForConditionalGeneration", write_onevision, "<image>", SPECIAL,
+           by_processor("<image>"), item_a_picture=False, note=NOTE),
+)  # fmt: skip

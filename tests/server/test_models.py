@@ -1,0 +1,36 @@
+"""Three families of models, as the sweep tries all of them (``python -m bench.models``)."""
+
+from __future__ import annotations
+
+from typing import Iterator
+
+import pytest
+
+from tests.models import checks
+from tests.models.families import BY_NAME, SMOKE
+from tests.models.serving import OURS, served, stock_answers
+from tests.models.zygote import zygote
+
+
+@pytest.fixture(scope="module")
+def forked():
+    with zygote() as process:
+        yield process
+
+
+@pytest.fixture(scope="module", params=SMOKE)
+def bench(request, forked, tmp_path_factory) -> Iterator[checks.Bench]:
+    family, directory = BY_NAME[request.param], tmp_path_factory.mktemp("family")
+    model = family.make(directory / "model")
+    with served(forked, family, model, directory / "ours", *OURS) as bench:
+        yield bench
+
+
+def test_retention_one_is_stock(bench, forked, tmp_path):
+    stock = stock_answers(forked, bench.family, bench.model, tmp_path / "stock")
+    checks.equals_stock(bench, stock)
+
+
+@pytest.mark.parametrize("check", checks.CHECKS.values(), ids=lambda check: check.__name__)
+def test_a_family_passes_the_checks(bench, check):
+    check(bench)
