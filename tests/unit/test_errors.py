@@ -14,8 +14,6 @@ from tgvkv_sglang import errors
 from tgvkv_sglang.errors import TgvkvError
 from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.selection.budget import shares
-from tgvkv_sglang.selection.choose import usable_masses
-from tgvkv_sglang.selection.grounding import Scores
 from tgvkv_sglang.types import Span
 
 PLUGIN = Path(__file__).resolve().parents[2] / "tgvkv_sglang"
@@ -52,7 +50,6 @@ def test_errors_defined_elsewhere_have_the_base_too():
 BAD_INPUT = [
     (lambda: Span(5, 3), r"\[5, 3\)"),
     (lambda: shares([1.0, -2.0]), "layer 1 has attention mass -2.0"),
-    (lambda: usable_masses(Scores(torch.tensor([[1.0, float("nan")]]), torch.ones(1), {})), r"layers \[0\]"),
     (lambda: UnitStore(torch.zeros(2, 4, 1, 2), torch.zeros(2, 5, 1, 2)), r"V \(2, 5, 1, 2\)"),
 ]
 

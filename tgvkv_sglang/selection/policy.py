@@ -10,6 +10,7 @@ attention has run. A policy in plain torch inherits from :class:`LayerByLayer` a
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -246,11 +247,12 @@ class Independent:
         return scores
 
 
-class LayerByLayer(Independent):
+class LayerByLayer(Independent, ABC):
     """A policy in plain torch: it scores one layer of one request at a time, in :meth:`score_layer`."""
 
+    @abstractmethod
     def score_layer(self, layer: LayerInputs) -> LayerScores:
-        raise NotImplementedError
+        """Score one layer of one request."""
 
     def score(self, block: LayerBlock) -> BlockScores:
         """See :class:`Policy`. Dozens of small launches a layer and request: for comparisons, not for load."""

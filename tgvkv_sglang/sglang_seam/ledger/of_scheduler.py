@@ -242,9 +242,9 @@ OF_SCHEDULER: tuple[Members, ...] = (
     Members(
         f"{SRT}mem_cache.allocator.token.TokenToKVPoolAllocator",
         "ATTRIBUTE",
-        ("available_size", "free", "free_pages", "get_kvcache", "release_pages", "size"),
+        ("alloc", "available_size", "free", "free_pages", "get_kvcache", "release_pages", "size"),
         "radix_cache",
-        how="`free` called; `free_pages` and `release_pages` read when idle: together they are the free list",
+        how="`alloc` and `free` called; `free_pages` and `release_pages` read when idle: together they are the free list",
         why="slots back to SGLang; each has exactly one owner", remove_when="the allocator lists its free slots",
     ),
     Members(
