@@ -244,7 +244,7 @@ OF_SCHEDULER: tuple[Members, ...] = (
         "ATTRIBUTE",
         ("alloc", "available_size", "free", "free_pages", "get_kvcache", "release_pages", "size"),
         "radix_cache",
-        how="`alloc` and `free` called; `free_pages` and `release_pages` read when idle: together they are the free list",
+        how="`alloc`, `free` called; `free_pages`, `release_pages` read when idle: together they are the free list",
         why="slots back to SGLang; each has exactly one owner", remove_when="the allocator lists its free slots",
     ),
     Members(
