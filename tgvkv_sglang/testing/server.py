@@ -60,6 +60,8 @@ class Server(ServerProcess):
         rid: str | None = None,
         trace: bool = False,
         retention: Any = None,
+        policy: str | None = None,
+        budget: str | None = None,
         logprobs: bool = False,
         logprob_start_len: int | None = None,
         **sampling: Any,
@@ -67,11 +69,13 @@ class Server(ServerProcess):
         """Greedy ``/generate``; raises on any HTTP error.
 
         Args:
+            trace, retention, policy, budget: the request's own options; None: the server's.
             logprobs: ask for the answer's log-probabilities.
             logprob_start_len: ask for the prompt's log-probabilities from there on: what follows is never taken from
                 the cache.
         """
-        body = self.body(text, images, max_new_tokens, rid, trace, retention, **sampling)
+        own = {"policy": policy, "budget": budget}
+        body = self.body(text, images, max_new_tokens, rid, trace, retention, own, **sampling)
         if logprobs:
             body["return_logprob"] = True
         if logprob_start_len is not None:
@@ -81,10 +85,10 @@ class Server(ServerProcess):
         return Answer.of(reply.json())
 
     @staticmethod
-    def body(text, images, max_new_tokens=16, rid=None, trace=False, retention=None, **sampling) -> dict:
-        custom: dict[str, Any] = {"tgvkv_trace": True} if trace else {}
-        if retention is not None:
-            custom["tgvkv_retention"] = retention
+    def body(text, images, max_new_tokens=16, rid=None, trace=False, retention=None, own=None, **sampling) -> dict:
+        """own: further options of the request, by name without their prefix; None is left out."""
+        options = {"trace": trace or None, "retention": retention, **(own or {})}
+        custom = {f"tgvkv_{name}": value for name, value in options.items() if value is not None}
         params = {"temperature": 0, "max_new_tokens": max_new_tokens, "ignore_eos": True, **sampling}
         if custom:
             params["custom_params"] = custom
