@@ -12,7 +12,7 @@ FAMILIES: tuple[Family, ...] = (
     *omni.FAMILIES,
 )  # fmt: skip
 BY_NAME = {family.name: family for family in FAMILIES}
-SMOKE = ("Qwen2.5-VL", "InternVL3", "Mistral Small 3.x")
+SMOKE = ("Qwen3-VL", "InternVL3", "Mistral Small 3.x")
 """What ``make test`` tries: one run of tokens a picture, tiles, and rows with a token after each."""
 
 

@@ -7,6 +7,7 @@ from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Iterator, Sequence
@@ -144,7 +145,7 @@ def test_a_token_after_each_row_is_text(opened):
     with opened("Mistral Small 3.x") as processor:
         made = processor.prepare(processor.family.prompt("{}What?"), pictures(processor.family, 1))
         assert [len(span) for span in made.spans] == [8] * 6
-        gaps = [b.start - a.end for a, b in zip(made.spans, made.spans[1:])]
+        gaps = [b.start - a.end for a, b in pairwise(made.spans)]
         assert gaps == [1] * 5 and len(set(made.symbols)) == 1
         tokenizer = processor.processor.inner._tokenizer
         assert {tokenizer.decode(made.ids[span.end]) for span in made.spans[:-1]} == {"[IMG_BREAK]"}
@@ -179,9 +180,9 @@ def test_frames_of_a_video_are_spans_with_their_timestamps_between(opened):
         ids = video.pop("input_ids")[0].tolist()
         made = processor.prepare(ids, [], video_data=[{"format": "processor_output", **video}])
         assert [len(span) for span in made.spans] == [6] * 3
-        assert all(b.start > a.end for a, b in zip(made.spans, made.spans[1:]))
+        assert all(b.start > a.end for a, b in pairwise(made.spans))
         tokenizer = processor.processor._processor.tokenizer
-        between = [tokenizer.decode(made.ids[a.end : b.start]) for a, b in zip(made.spans, made.spans[1:])]
+        between = [tokenizer.decode(made.ids[a.end : b.start]) for a, b in pairwise(made.spans)]
         assert all("seconds>" in words for words in between)
         positions = made.inputs.mrope_positions
         assert positions.shape == (3, len(made.ids))
