@@ -1,4 +1,4 @@
-"""Pictures anywhere in a prompt, and several of them: one selection over all of their spans, compared like any other."""
+"""Pictures anywhere in a prompt, and several of them: one selection over all spans, compared like any other."""
 
 from __future__ import annotations
 

@@ -156,8 +156,8 @@ def test_a_newline_embedding_a_row_is_vision(opened):
     with opened("LLaVA-NeXT") as processor:
         made = processor.prepare(processor.family.prompt("{}What?"), pictures(processor.family, 1))
         assert len(made.spans) == 1
-        tiles, newlines = 64 * (1 + 2 * 2), len(made.spans[0]) - 64
-        assert len(made.spans[0]) != tiles and newlines > 0
+        base, tiles, rows = 4 * 4, 2 * 4 * 4, 4  # a picture of 224 x 112 in two tiles of 4 x 4 patches
+        assert len(made.spans[0]) == base + tiles + rows
 
 
 def test_an_image_that_ends_the_prompt_grounds_nothing(opened):
