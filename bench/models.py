@@ -24,10 +24,12 @@ from tests.models import checks
 from tests.models.families import BY_NAME, FAMILIES
 from tests.models.family import Family
 from tests.models.serving import OURS, served, stock_answers
+from tests.models.span_checks import anywhere
 from tests.models.zygote import Zygote, zygote
 from tgvkv_sglang.cli.server import ServerFailedError
 
-COLUMNS = ("stock", *checks.CHECKS)
+CHECKS = {**checks.CHECKS, "spans": anywhere}
+COLUMNS = ("stock", *CHECKS)
 
 
 def try_family(server: Zygote, family: Family, directory: Path, bar: tqdm) -> dict[str, Any]:
@@ -41,9 +43,10 @@ def try_family(server: Zygote, family: Family, directory: Path, bar: tqdm) -> di
         stock = stock_answers(server, family, model, directory / "stock")
         bar.set_postfix_str("ours")
         with served(server, family, model, directory / "ours", *OURS) as bench:
-            for name, found in checks.run(bench, stock):
-                row["checks"][name] = found
-                bar.set_postfix_str(f"{name} ok")
+            row["checks"]["stock"] = checks.equals_stock(bench, stock)
+            for name, check in CHECKS.items():
+                bar.set_postfix_str(name)
+                row["checks"][name] = check(bench)
     except (AssertionError, ServerFailedError, Exception) as error:  # whatever it is, the next family is tried
         row["error"] = f"{type(error).__name__}: {error}"[-2000:]
     return row

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -206,18 +206,11 @@ def reclaim(bench: Bench) -> str:
     return f"{packed} of {count} chats on their views, {lost} lost; {vision} vision tokens each"
 
 
-CHECKS: dict[str, Callable[[Bench], str]] = {
+Check = Callable[[Bench], str]
+CHECKS: dict[str, Check] = {
     "kept set": one_image,
     "follow-up": follow_up,
     "two images": two_images,
     "reclaim": reclaim,
 }
 """By the column of the table; ``equals_stock`` ("stock") needs a second server's answers too."""
-
-
-def run(bench: Bench, stock: list | None) -> Iterator[tuple[str, str]]:
-    """(check, what it found) one after the other."""
-    if stock is not None:
-        yield "stock", equals_stock(bench, stock)
-    for name, check in CHECKS.items():
-        yield name, check(bench)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.models import glm, internvl, llava, mistral, omni, paddle, qwen
+from tests.models import glm, internvl, llava, minicpm, mistral, omni, paddle, qwen
 from tests.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
-    *qwen.FAMILIES, *internvl.FAMILIES, *glm.FAMILIES, *mistral.FAMILIES, *llava.FAMILIES, *paddle.FAMILIES,
-    *omni.FAMILIES,
+    *qwen.FAMILIES, *internvl.FAMILIES, *glm.FAMILIES, *mistral.FAMILIES, *llava.FAMILIES, *minicpm.FAMILIES,
+    *paddle.FAMILIES, *omni.FAMILIES,
 )  # fmt: skip
 BY_NAME = {family.name: family for family in FAMILIES}
-SMOKE = ("Qwen2.5-VL", "InternVL3", "Mistral Small 3.x")
+SMOKE = ("Qwen3-VL", "InternVL3", "Mistral Small 3.x")
 """What ``make test`` tries: one run of tokens a picture, tiles, and rows with a token after each."""
 
 
@@ -32,7 +32,6 @@ UNTRIED = (
             "(`'Conv2d' object has no attribute 'num_embeddings'`); serve it with `--model-impl transformers`"),
     Untried("LLaVA-1.5, NeXT, OneVision (first format)", "LlavaLlamaForCausalLM",
             "their `load_weights` fetches the tower by name and moves it with `.cuda()`; not on a CPU"),
-    Untried("MiniCPM-V 4.5", "MiniCPMV", REMOTE + "accepted by its configuration"),
     Untried("Phi-4-MM", "Phi4MMForCausalLM", REMOTE + "accepted by its configuration"),
     Untried("ERNIE-4.5-VL", "Ernie4_5_VLMoeForConditionalGeneration",
             REMOTE + "transformers' own names its outputs differently (`pixel_values`, not `images`)"),

@@ -17,7 +17,9 @@ SIGLIP = {
     "num_attention_heads": 2, "image_size": 112, "patch_size": 14, "dtype": "float32", "vision_use_head": False,
 }  # fmt: skip
 SIDE = {"height": 112, "width": 112}
-PINPOINTS = [[112, 224], [224, 112], [224, 224]]
+PINPOINTS = [[112, 224], [224, 112]]
+PATCH = 28  # of the tiled ones, so that prompts stay short: 16 patches a tile
+TILED = ((224, 112), (112, 224))
 
 
 def _shared(tokenizer: Any) -> dict[str, Any]:
@@ -49,12 +51,13 @@ def write_llava_next(directory: Path, tokenizer: Any) -> None:
     text = text_config(tokenizer, model_type="mistral", architectures=["MistralForCausalLM"], head_dim=32,
                        sliding_window=None)  # fmt: skip
     LlavaNextConfig(
-        architectures=["LlavaNextForConditionalGeneration"], text_config=text, vision_config=CLIP,
-        image_grid_pinpoints=PINPOINTS, image_seq_length=64, **_shared(tokenizer),
+        architectures=["LlavaNextForConditionalGeneration"], text_config=text,
+        vision_config=CLIP | {"patch_size": PATCH},
+        image_grid_pinpoints=PINPOINTS, image_seq_length=16, **_shared(tokenizer),
     ).save_pretrained(directory)  # fmt: skip
     images = _clip_processor(LlavaNextImageProcessor, image_grid_pinpoints=PINPOINTS)
     LlavaNextProcessor(
-        images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
     ).save_pretrained(directory)  # fmt: skip
 
 
@@ -68,13 +71,14 @@ def write_onevision(directory: Path, tokenizer: Any) -> None:
 
     text = text_config(tokenizer, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
     LlavaOnevisionConfig(
-        architectures=["LlavaOnevisionForConditionalGeneration"], text_config=text, vision_config=SIGLIP,
+        architectures=["LlavaOnevisionForConditionalGeneration"], text_config=text,
+        vision_config=SIGLIP | {"patch_size": PATCH},
         image_grid_pinpoints=PINPOINTS, vision_feature_select_strategy="full", vision_feature_layer=-1,
         video_token_index=tokenizer.convert_tokens_to_ids("<|video_pad|>"), **_shared(tokenizer),
     ).save_pretrained(directory)  # fmt: skip
     images = LlavaOnevisionImageProcessor(size=SIDE, image_grid_pinpoints=PINPOINTS)
     LlavaOnevisionProcessor(
-        images, tokenizer, LlavaOnevisionVideoProcessor(size=SIDE), num_image_tokens=64,
+        images, tokenizer, LlavaOnevisionVideoProcessor(size=SIDE), num_image_tokens=16,
         vision_feature_select_strategy="full", video_token="<|video_pad|>",
     ).save_pretrained(directory)  # fmt: skip
 
@@ -84,7 +88,7 @@ FAMILIES = (
     Family("LLaVA-1.5", "LlavaForConditionalGeneration", write_llava, "<image>", SPECIAL, by_processor("<image>"),
            flags=("--model-impl", "transformers"), item_a_picture=False, note=NOTE),
     Family("LLaVA-NeXT", "LlavaNextForConditionalGeneration", write_llava_next, "<image>", SPECIAL,
-           by_processor("<image>"), item_a_picture=False, note=NOTE),
+           by_processor("<image>"), item_a_picture=False, note=NOTE, sizes=TILED),
     Family("LLaVA-OneVision", "LlavaOnevisionForConditionalGeneration", write_onevision, "<image>", SPECIAL,
-           by_processor("<image>"), item_a_picture=False, note=NOTE),
+           by_processor("<image>"), item_a_picture=False, note=NOTE, sizes=TILED),
 )  # fmt: skip

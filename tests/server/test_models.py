@@ -9,6 +9,7 @@ import pytest
 from tests.models import checks
 from tests.models.families import BY_NAME, SMOKE
 from tests.models.serving import OURS, served, stock_answers
+from tests.models.span_checks import anywhere
 from tests.models.zygote import zygote
 
 
@@ -31,6 +32,6 @@ def test_retention_one_is_stock(bench, forked, tmp_path):
     checks.equals_stock(bench, stock)
 
 
-@pytest.mark.parametrize("check", checks.CHECKS.values(), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", [*checks.CHECKS.values(), anywhere], ids=lambda check: check.__name__)
 def test_a_family_passes_the_checks(bench, check):
     check(bench)

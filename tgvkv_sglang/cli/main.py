@@ -17,6 +17,10 @@ def _serve(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _doctor(args: argparse.Namespace, rest: list[str]) -> int:
+    if args.models:
+        from .models import show_models
+
+        return show_models()
     from .doctor import doctor
 
     return doctor()
@@ -82,7 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", add_help=False, help="'sglang serve' with tgvkv and this machine's defaults")
     serve.set_defaults(run=_serve)
-    commands.add_parser("doctor", help="check that everything fits together here").set_defaults(run=_doctor)
+    checks = commands.add_parser("doctor", help="check that everything fits together here")
+    checks.add_argument("--models", action="store_true", help="print which models can be served and which were tried")
+    checks.set_defaults(run=_doctor)
     _add_demo(commands)
     _add_chat(commands)
     _add_inspect(commands)

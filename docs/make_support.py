@@ -1,32 +1,74 @@
-"""Write docs/models.md: python docs/make_models.py
+"""Write docs/support.md and the table that ``tgvkv doctor --models`` prints: python docs/make_support.py
 
 Builds a real ``ModelConfig`` of every multimodal architecture that the pinned SGLang lists, from a ``config.json`` with
-the defaults of the model's own configuration class, and asks the plugin whether it would serve it. Downloads nothing.
+the defaults of the model's own configuration class, and asks the plugin whether it would serve it. Which families were
+tried is read from the result of ``python -m bench.models``. Downloads nothing.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).with_name("models.md")
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.models.families import FAMILIES, UNTRIED  # noqa: E402
+
+PAGE = Path(__file__).with_name("support.md")
+DATA = ROOT / "tgvkv_sglang" / "data" / "support.json"
+RESULT = ROOT / "bench" / "results" / "models-cpu.json"
+ON_A_GPU: dict[str, str] = {}
+"""Result files of tests on a GPU by architecture, under bench/results."""
+ACCEPTANCE = "tests/seam/test_models.py"
 HEAD = """# Which models can be served
 
-Written by `python docs/make_models.py`; do not edit.
+Written by `python docs/make_support.py`; do not edit. `tgvkv doctor --models` prints the first table.
 
 Every multimodal architecture that SGLang {version} lists, and what tgvkv answers at start-up to a configuration of it.
 *Accepted* means that attention is plain causal attention over K and V per head in every layer, **not that the model was
-tried**: tests run a tiny Qwen3-VL. Refusals go by these same checks, and once the weights are loaded by the attention
-layers themselves, so a model that is missing here is judged too. Text-only models take the stock path.
+tried**: the column *CPU* says which families were. Refusals go by these same checks, and once the weights are loaded by
+the attention layers themselves, so a model that is missing here is judged too. Text-only models take the stock path.
 
 {counts}
 
-| architecture | tgvkv | why | configuration |
-|---|---|---|---|
+| architecture | tgvkv | why (configuration) | CPU | GPU | test |
+|---|---|---|---|---|---|
 """
+TRIED = """
+## What was tried of each family
+
+`python -m bench.models` (`bench/results/models-cpu.json`): a tiny checkpoint of the architecture, with its own
+configuration, tokenizer and processor made by transformers' classes and random weights, on a live server in float32.
+
+- *stock*: at retention 1.0 the tokens, `cached_tokens` and prompt lengths of stock SGLang.
+- *kept set*: of a question about one image. Where its vision tokens are equals what the family's own processor says;
+  scores, masses and the kept set equal the brute-force oracle's on attention recomputed in float64 from the q and K
+  that the layers were given; every decode step's output equals float64 attention over all text and what was kept.
+- *follow-up*: the second question takes the image from the cache and selects afresh; compared in the same way.
+- *two images*: pictures of equal size, one pixel apart, alone and two in a prompt in both orders, are never confused.
+- *reclaim*: chats about twice as many pictures as fit; who goes on does so on the right view, checked at every step.
+- *spans*: a question before a picture and between two, up to thirty pictures, a picture at the very end, a second
+  picture in a later turn.
+
+Loading real weights is SGLang's own and not tried; nor is anything that needs CUDA in a tower, nor a video on a live
+server (SGLang's decoding pins memory, which needs CUDA; its spans are checked without a server in
+`tests/seam/test_spans.py`).
+
+| family | flags | {columns} | remarks |
+|---|---|{rules}---|
+"""
+NOT_TRIED = """
+## Not tried, and how far it got
+
+| family | architecture | |
+|---|---|---|
+"""
+BACKEND = "SGLang has no class of its own; it takes transformers' model"
 REMOTE = "the checkpoint's own class is remote code; this is "
 
 
@@ -35,7 +77,8 @@ class Case:
     """One row: an architecture and the configuration it is judged by.
 
     ``kind`` is a model type known to transformers or SGLang, ``changes`` are laid over that class's defaults, ``extra``
-    names a second model type whose fields go to the top level, ``note`` says what is not the checkpoint's own class.
+    names a second model type whose fields go to the top level, ``note`` says what is not the checkpoint's own class;
+    ``backend``: SGLang has no class of its own and takes transformers' model.
     """
 
     architecture: str
@@ -45,6 +88,7 @@ class Case:
     note: str = ""
     extra: str = ""
     audio: bool = False
+    backend: bool = False
 
     @property
     def name(self) -> str:
@@ -104,6 +148,8 @@ CASES = (
     Case("LlavaMistralForCausalLM", "llava", note=LLAVA, extra="mistral"),
     Case("LlavaQwenForCausalLM", "llava", note=LLAVA, extra="qwen2"),
     Case("LlavaVidForCausalLM", "llava", note=LLAVA, extra="llama"),
+    Case("LlavaNextForConditionalGeneration", "llava_next", note=BACKEND, backend=True),
+    Case("LlavaOnevisionForConditionalGeneration", "llava_onevision", note=BACKEND, backend=True),
     Case("LocateAnythingForConditionalGeneration", "locateanything"),
     Case("MiDashengLMModel", **remote("qwen2", "Qwen2Config, its language model's"), audio=True),
     Case("MiMoV2ASRForCausalLM", **remote("qwen2", "Qwen2Config, its language model's"), audio=True),
@@ -192,19 +238,74 @@ def judge(case: Case) -> tuple[str, str, str]:
     return "accepted", "audio only: nothing is evicted" if case.audio else "plain causal attention", source
 
 
-def page() -> str:
+def table() -> dict[str, Any]:
+    """What is written to :data:`DATA`."""
     from tgvkv_sglang.sglang_seam.ledger import SGLANG_VERSION
 
-    rows = [(case, *judge(case)) for case in CASES]
-    images = [verdict for case, verdict, *_ in rows if not case.variant and not case.audio]
+    passed = tried()
+    rows = []
+    for case in CASES:
+        verdict, why, source = judge(case)
+        accepted = verdict == "accepted"
+        names = [] if case.variant or not accepted else passed.get(case.architecture, [])
+        test = " ".join(f"'{name}'" for name in names)
+        rows.append({
+            "architecture": case.architecture, "variant": case.variant, "audio": case.audio, "verdict": verdict,
+            "why": f"{why} ({source})", "cpu": names, "gpu": ON_A_GPU.get(case.architecture, "") if accepted else "",
+            "test": f"python -m bench.models --only {test}" if names else ACCEPTANCE if accepted else "",
+        })  # fmt: skip
+    return {"sglang": SGLANG_VERSION, "rows": rows}
+
+
+def tried() -> dict[str, list[str]]:
+    """Names of the families that passed all checks, by architecture."""
+    runs = json.loads(RESULT.read_text())["runs"]
+    out: dict[str, list[str]] = {}
+    for family in FAMILIES:
+        if "error" not in runs.get(family.key, {"error": ""}):
+            out.setdefault(family.architecture, []).append(family.name)
+    return out
+
+
+def row_of(row: dict[str, Any]) -> str:
+    name = f"`{row['architecture']}`" + (f" {row['variant']}" if row["variant"] else "")
+    accepted = row["verdict"] == "accepted"
+    cpu = ", ".join(row["cpu"]) or ("not tried" if accepted else "")
+    gpu = row["gpu"] or ("not tested" if accepted else "")
+    test = f"`{row['test']}`" if row["test"] else ""
+    return f"| {name} | {row['verdict']} | {row['why']} | {cpu} | {gpu} | {test} |\n"
+
+
+def families_page() -> str:
+    runs = json.loads(RESULT.read_text())["runs"]
+    columns = list(next(iter(runs.values()))["checks"])
+    out = TRIED.format(columns=" | ".join(columns), rules="---|" * len(columns))
+    for family in FAMILIES:
+        run = runs[family.key]
+        flags = f"`{' '.join(family.flags)}`" if family.flags else ""
+        found = " | ".join(run["checks"].get(name, "**failed**") for name in columns)
+        out += f"| {family.name} | {flags} | {found} | {family.note} |\n"
+    return out + NOT_TRIED + "".join(f"| {u.name} | `{u.architecture}` | {u.reached} |\n" for u in UNTRIED)
+
+
+def page(data: dict[str, Any]) -> str:
+    images = [row for row in data["rows"] if not row["variant"] and not row["audio"]]
+    verdicts = [row["verdict"] for row in images]
     counts = (
-        f"Of {len(images)} architectures (variants and audio models aside), {images.count('accepted')} are accepted, "
-        f"{images.count('refused')} refused, and {images.count('not in SGLang')} listed without a model."
+        f"Of {len(images)} architectures (variants and audio models aside), {verdicts.count('accepted')} are accepted, "
+        f"{verdicts.count('refused')} refused, and {verdicts.count('not in SGLang')} listed without a model; "
+        f"{sum(bool(row['cpu']) for row in images)} of the accepted ones were tried on a CPU, "
+        f"{sum(bool(row['gpu']) for row in images)} on a GPU."
     )
-    lines = [f"| `{case.architecture}`{' ' + case.variant if case.variant else ''} | {verdict} | {why} | {source} |\n"
-             for case, verdict, why, source in rows]  # fmt: skip
-    return HEAD.format(version=SGLANG_VERSION, counts=counts) + "".join(lines)
+    head = HEAD.format(version=data["sglang"], counts=counts)
+    return head + "".join(map(row_of, data["rows"])) + families_page()
+
+
+def written(data: dict[str, Any]) -> str:
+    return json.dumps(data, indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    made = table()
+    DATA.write_text(written(made))
+    PAGE.write_text(page(made))
