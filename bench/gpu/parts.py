@@ -114,8 +114,9 @@ def measure_part(part: Part, cells: Sequence[Cell], setup: Setup, store: Store, 
         facts = {"warm_after_s": round(time.monotonic() - began, 1), "failed": failed}
         if alive or failed:
             store.note(parts={**store.content.get("parts", {}), part.name: facts})
-        for name in failed:
-            blame(part, name, f"server {name} did not start", setup, failures)
+        for name, trouble in failed.items():
+            last_line = trouble.strip().splitlines()[-1][:300]
+            blame(part, name, f"server {name} did not start: {last_line}", setup, failures)
         for cell in cells:
             if cell.server in failed:
                 trouble = f"server {cell.server} did not start, or died: see parts and its log"

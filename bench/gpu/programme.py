@@ -153,14 +153,14 @@ def gpu_programme() -> tuple[Part, ...]:
         *_sides("single questions", "load", 45, 7, SINGLE, STOCKS),
     ), _servers(model, 40_960, STOCKS), 120)  # fmt: skip
     ample = Part("ample-memory", (
-        *_sides("chats", "load", 45, 2, replace(CHATS, users=12, ramp=10.0), STOCKS),
+        *_sides("chats", "load", 45, 2, replace(CHATS, users=10, ramp=10.0), STOCKS),
         *_sides("text", "load", 12, 3, TEXT_ONLY, STOCKS, (None,)),
         *_sides("text, again", "load", 12, 3, replace(TEXT_ONLY, seed=1), STOCKS, (None,)),
         *_sides("first token", "ttft", 9, 3, ONE_TOKEN, STOCKS, (0.05, 1.0)),
         *_sides("follow-up, 1 at once", "follow-up", 7, 3, ASK_AGAIN, STOCKS, (0.05, 1.0)),
         *_sides("follow-up, 8 at once", "follow-up", 9, 3, replace(ASK_AGAIN, users=8), STOCKS, (0.05, 1.0)),
         *_sides("first token, 16k", "ttft", 12, 8, replace(ONE_TOKEN, images=4), STOCKS, (0.05, 1.0)),
-    ), _servers(model, 120_000, STOCKS), 120)  # fmt: skip
+    ), _servers(model, 100_000, STOCKS), 120)  # fmt: skip
     return (
         Part("environment", (Cell("environment", "environment", 25, 0),)),
         smoke,

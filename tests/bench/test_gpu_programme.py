@@ -254,7 +254,7 @@ def test_cells_of_a_server_that_did_not_start_say_so(tmp_path, monkeypatch):
     said = "server one did not start, or died: see parts and its log"
     assert [row["error"] for row in store.runs.values()] == [said] * 2
     assert "NOT STARTED a/one: last line" in run.summary(store)
-    assert failures == ["a, server one did not start"]  # once, however many cells it costs
+    assert failures == ["a, server one did not start: last line"]  # once, however many cells it costs
 
 
 def test_the_run_ends_when_ours_fails_twice(tmp_path, monkeypatch):
