@@ -5,14 +5,23 @@ The pool has 1 500 slots: a handful of images in full, many conversations as vie
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.fakes import replayed_variants
+from tests.fakes import replayed_variants, steps_without_graph
 from tests.server.compare import assert_selection, assert_tokens, ids_of
 from tgvkv_sglang.testing.images import make_image, make_pair
 from tgvkv_sglang.testing.prompts import about_images, chat
 
 RETENTION = 0.1
+LAYERS = 4
+
+
+@pytest.fixture
+def graphs(request, pressure) -> bool:
+    """Whether the server decodes through graphs."""
+    return request.node.callspec.params["pressure"] == "graphs"
 
 
 @pytest.mark.parametrize("retention", (0.05, 0.1, 0.2, 0.5))
@@ -144,8 +153,32 @@ def test_too_long_a_prompt_is_refused_and_nothing_is_lost(pressure):
     assert pressure.generate(chat("Hello")).ids
 
 
-def test_decode_graphs_are_replayed_with_and_without_views(request, pressure):
-    """Only where there are graphs: text-only traffic goes through SGLang's own, the others through ours."""
+def test_decode_graphs_are_replayed_with_and_without_views(pressure, graphs):
+    """Only where there are graphs: text-only traffic goes through SGLang's own, the others through ours. Every decode
+    step of all tests above was replayed."""
     pressure.generate(chat("Hello"), max_new_tokens=4)
-    variants = replayed_variants(pressure.log_text())
-    assert variants == ({"None", "tgvkv"} if request.node.callspec.params["pressure"] == "graphs" else set())
+    assert replayed_variants(pressure.log_text()) == ({"None", "tgvkv"} if graphs else set())
+    assert steps_without_graph(pressure.log_text()) == []
+
+
+def test_views_that_outgrow_the_graphs_tables_are_decoded_without_one(pressure, oracle, graphs):
+    """Sixteen questions about one picture that is still there in full keep more units than the pool has: the answers
+    are right, and each such step is counted."""
+    pressure.flush()
+    image, jobs, turns = make_image(500, 384, 384), [], []
+    for i in range(16):
+        text = chat(about_images(f"Question {i}: what is there?"))
+        jobs.append({"text": text, "images": [image], "retention": 0.9, "max_new_tokens": 12, "logprobs": True})
+        turns.append(oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 12, retention=0.9))
+    pressure.generate(**jobs[0])
+    answers = pressure.together(jobs)
+    assert sum(assert_tokens(a, t) for a, t in zip(answers, turns, strict=True)) >= 100
+    missed = steps_without_graph(pressure.log_text())
+    counts = re.findall(r"(\d+) units, the graphs' tables hold (\d+). Such steps so far: (\d+)", pressure.log_text())
+    if graphs:
+        assert min(missed) > 11 and [int(count) for *_, count in counts] == [
+            2**i for i in range(len(missed).bit_length())
+        ]
+        assert all(int(needed) > int(held) >= LAYERS * pressure.tokens for needed, held, _ in counts)
+    else:
+        assert not missed and not counts
