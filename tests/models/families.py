@@ -34,7 +34,8 @@ UNTRIED = (
             "their `load_weights` fetches the tower by name and moves it with `.cuda()`; not on a CPU"),
     Untried("Phi-4-MM", "Phi4MMForCausalLM", REMOTE + "accepted by its configuration"),
     Untried("ERNIE-4.5-VL", "Ernie4_5_VLMoeForConditionalGeneration",
-            REMOTE + "transformers' own names its outputs differently (`pixel_values`, not `images`)"),
+            "its MoE layers ask the CUDA driver whether a graph is being captured, which fails without a driver; and "
+            + REMOTE + "accepted by its configuration"),
     Untried("DeepSeek-OCR", "DeepseekOCRForCausalLM",
             "its tower has the full size whatever the configuration says (1 024 pixels, 0.4 G parameters)"),
 )  # fmt: skip

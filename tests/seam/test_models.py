@@ -10,9 +10,12 @@ import pytest
 import torch
 from sglang.srt.configs.model_config import multimodal_model_archs
 from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+from sglang.srt.models.llava import LlavaForConditionalGeneration
 from sglang.srt.models.registry import ModelRegistry
+from sglang.srt.models.transformers import TransformersBase
 from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import prepare_server_args
+from transformers import AutoModel, CLIPVisionConfig
 
 from tgvkv_sglang.errors import UnsupportedServerError
 from tgvkv_sglang.sglang_seam.model_support import unsupported_layer
@@ -170,6 +173,13 @@ def test_what_only_the_weights_tell_is_refused_too(tmp_path):
         refuse_loaded(Runner(tmp_path, layers(is_cross_attention=True), torch.bfloat16))
     with pytest.raises(UnsupportedServerError, match="float8_e4m3fn.*--kv-cache-dtype bfloat16"):
         refuse_loaded(Runner(tmp_path, layers(), torch.float8_e4m3fn))
+
+
+def test_sglang_takes_the_clip_tower_of_llava_for_a_language_model():
+    """Why docs/support.md sends LLaVA-1.5 through the transformers backend; when this fails, it need not."""
+    llava = LlavaForConditionalGeneration.__new__(LlavaForConditionalGeneration)
+    tower = llava._get_sgl_model_cls(CLIPVisionConfig(), AutoModel)
+    assert tower.__module__ == "sglang.srt.models.transformers" and issubclass(tower, TransformersBase)
 
 
 def test_the_page_of_models_is_current():

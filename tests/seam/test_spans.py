@@ -92,7 +92,7 @@ def opened(tmp_path_factory):
         publish(args, role="test")
         try:
             config = ModelConfig.from_server_args(args)
-            inner = get_processor(args.tokenizer_path, use_fast=False)
+            inner = get_processor(args.tokenizer_path, use_fast=False, trust_remote_code=args.trust_remote_code)
             made = get_mm_processor(config.hf_config, args, inner, "default", model_config=config)
             yield Processor(family, model, made)
         finally:
