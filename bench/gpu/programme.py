@@ -176,7 +176,7 @@ def cpu_programme() -> tuple[Part, ...]:
     """The same kinds of cells with tiny sizes on CPU servers: it tries the machinery and measures nothing."""
     load = Load(users=2, side=128, text=8, answer=(4, 8), ramp=2.0)
     one = replace(load, users=1, answer=(1, 1), ramp=0.0)
-    smoke, soak = _checks("torch_native", 120, 90, 240)
+    smoke, soak = _checks("torch_native", 300, 90, 240)
     return (
         Part("environment", (Cell("environment", "environment", 60, 0),)),
         smoke,
