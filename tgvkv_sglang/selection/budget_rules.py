@@ -8,6 +8,7 @@ from typing import Protocol, Sequence
 import torch
 from tgvkv_kernels.batch_scores.reference import attention_chunks
 
+from ..device import upload
 from .policy import BlockScores, LayerBlock
 
 
@@ -73,15 +74,20 @@ class VlCache:
         return block.model.reduce(torch.stack(density))
 
     def settle(self, weights: torch.Tensor, retentions: Sequence[Fraction]) -> torch.Tensor:
-        even = torch.tensor([float(r) * len(weights) for r in retentions]).to(weights)
+        even = torch.tensor([float(r) * len(weights) for r in retentions], dtype=weights.dtype)
+        even = upload(even, weights.device)
         return (weights / weights.sum(0) * even).clamp(self.LOWEST, 1.0)
 
     def _density(self, block: LayerBlock, layer: int, request: int) -> torch.Tensor:
         """Of this rank's heads, over all heads of the model."""
         given = block.inputs(layer, request)
-        fresh = torch.isin(given.text_positions, given.vision_positions, invert=True)
-        keys = given.store.k_flat[torch.cat([given.vision_units, given.text_units[fresh]])]
-        at = torch.cat([given.vision_positions, given.text_positions[fresh]])
+        text_units, text_at = given.text_units, given.text_positions
+        fresh = torch.isin(given.request.text, given.request.vision, invert=True)
+        if not fresh.all():
+            index = upload(fresh.nonzero()[:, 0], text_at.device)
+            text_units, text_at = text_units[index], text_at[index]
+        keys = given.store.k_flat[torch.cat([given.vision_units, text_units])]
+        at = torch.cat([given.vision_positions, text_at])
         visible = at[None, :] <= given.text_positions[:, None]
         text = block.text_parts[request]
         rows = block.q[layer, text], block.lse_b2[layer, text]

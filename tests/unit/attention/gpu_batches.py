@@ -26,9 +26,9 @@ class Request:
 
     prompt_len = LENGTH
 
-    def __init__(self, number: int, scope: str = "vision", policy: str = "tgv"):
+    def __init__(self, number: int, scope: str = "vision", policy: str = "tgv", budget: str = "tvb"):
         quota = Quota(load_scope(scope), Fraction(1, 4), LENGTH)
-        how = load_policy(policy), load_budget_rule("tvb"), quota
+        how = load_policy(policy), load_budget_rule(budget), quota
         text = how[0].query_positions([VISION], 0, LENGTH, 4096)
         self.grounding = Grounding(f"request {number}", [VISION], text, *how)
         self._table = None

@@ -5,6 +5,7 @@ import torch
 
 from tests.fakes.launches import Launches, on_gpu
 from tests.unit.attention.gpu_batches import LAYERS, LENGTH, VISION, Counted, Gpu
+from tgvkv_sglang.registry import BUDGET_RULES, POLICIES
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,35 @@ def test_chunks_and_blocks_of_layers(requests):
         assert blocks.launches == {**SCORES, "column_sums_kernel": 2 * LAYERS, "column_reduce_kernel": 2 * LAYERS,
                                    "cat": 3 + requests}  # fmt: skip
     assert seen.waits == []
+
+
+def assert_cost(more: int, each: int, **how) -> None:
+    """One more request takes at most ``each`` more launches, none waits; alone it takes ``LAYERS + 6 + more``."""
+    with Launches() as seen:
+        one, five = (Counted(seen, Gpu(count, **how).prefill) for count in (1, 5))
+    assert seen.waits == [] and one.down == five.down == CHOICE
+    assert one.kernels <= LAYERS + 6 + more and five.kernels - one.kernels <= 4 * each
+
+
+LAYER_BY_LAYER = 28 * LAYERS
+"""Launches of plain torch, for each request."""
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_what_each_policy_costs(policy):
+    each = {"snapkv": 1, "pyramidkv": 1, "h2o": LAYER_BY_LAYER}.get(policy, 0)
+    assert_cost(LAYER_BY_LAYER if policy == "h2o" else 2, each, policy=policy)
+
+
+@pytest.mark.parametrize("budget", BUDGET_RULES)
+def test_what_each_budget_rule_costs(budget):
+    more, each = (LAYER_BY_LAYER + 25, LAYER_BY_LAYER) if budget == "vl-cache" else (8, 0)
+    assert_cost(more, each, budget=budget)
+
+
+def test_a_rule_by_density_for_queries_that_are_vision_tokens():
+    assert_cost(40 * LAYERS, 40 * LAYERS, policy="h2o", budget="uniform")
+    assert_cost(80 * LAYERS, 80 * LAYERS, policy="h2o", budget="vl-cache")
 
 
 @pytest.mark.parametrize("requests", (1, 5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ...device import upload
 from ..policy import BlockScores, LayerBlock
 from .attention_sums import AttentionSums, attention_sums
 
@@ -19,5 +20,5 @@ class StreamingLlm(AttentionSums):
     def score(self, block: LayerBlock) -> BlockScores:
         sums = attention_sums(block)
         positions = torch.cat([request.vision for request in block.requests]).float()
-        scores = torch.where(positions < SINKS, FIRST, positions).to(sums.scores.device)
+        scores = upload(torch.where(positions < SINKS, FIRST, positions), sums.scores.device)
         return BlockScores(scores.expand_as(sums.scores), sums.mass, sums.extras)
