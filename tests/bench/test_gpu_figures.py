@@ -13,6 +13,7 @@ import pytest
 
 from bench import figures
 from bench.client import hold_chats
+from bench.common import ROOT
 from bench.figures import Turn
 from bench.gpu import smoke
 from bench.gpu.headlines import GOALS, headlines, verdict
@@ -132,11 +133,7 @@ def test_headlines_know_the_programmes_cells():
 
 def test_headlines_know_the_kernel_benchmarks_cases(monkeypatch):
     """The shapes that they look for are among the main ones, at the sizes on a GPU."""
-    import sys
-    from pathlib import Path
-
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "triton_kernels"))
-    sys.modules.pop("benchmark", None)
+    monkeypatch.syspath_prepend(str(ROOT / "triton_kernels"))
     import benchmark
 
     sizes = replace(benchmark.MAIN, rows=40_000, layers=1)
