@@ -20,7 +20,7 @@ from tgvkv_sglang.config import RequestOptions, TgvConfig
 from tgvkv_sglang.demo.bundle import DEMO_MODEL
 from tgvkv_sglang.demo.scenes import render
 from tgvkv_sglang.kv.store import UnitStore
-from tgvkv_sglang.registry import load_budget_rule, load_policy, load_scope
+from tgvkv_sglang.registry import load_budget_rule, load_policy, load_scope, policy_names
 from tgvkv_sglang.selection.choose import Quota
 from tgvkv_sglang.selection.grounding import Grounding
 from tgvkv_sglang.selection.policy import Model
@@ -32,7 +32,7 @@ NAME = "tgvkv_quality"
 
 
 class _Attention:
-    """What transformers calls. ``seen``: ``[B or 1, q, n]`` bool a layer; ``record``: q and row LSE by layer, if any."""
+    """What transformers calls. ``seen``: ``[B or 1, q, n]`` bool a layer; ``record``: q and LSE by layer, if any."""
 
     seen: list[torch.Tensor]
     record: list[tuple[torch.Tensor, torch.Tensor]] | None = None
@@ -53,8 +53,8 @@ class Replay:
     """The bundled model, and one chat in as many ways as there are cells."""
 
     def __init__(self, cells: Sequence[Cell]):
-        if str(EVIDENCE_POLICY) not in sys.path:
-            sys.path.insert(0, str(EVIDENCE_POLICY))
+        sys.path.insert(0, str(EVIDENCE_POLICY))
+        policy_names.cache_clear()  # the command line has asked for them before
         self.attention = _Attention()
         AttentionInterface.register(NAME, self.attention)
         self.processor = AutoProcessor.from_pretrained(DEMO_MODEL)
