@@ -14,7 +14,7 @@ export TORCH_COMPILE_DISABLE := 1
 .PHONY: help demo test test-fast lint clean venv
 
 help:
-	@echo "make demo       chat about a picture, 100 % of its KV beside 5 %   (ARGS='--turns 8 --with-control')"
+	@echo "make demo       chat about a picture, 100 % of its KV beside 5 %   (ARGS='--turns 8 --policy tgv')"
 	@echo "make test       all tests but the long ones                       (ARGS='-x')"
 	@echo "make test-fast  the tests that need neither SGLang nor Triton's interpreter"
 	@echo "make lint       ruff"

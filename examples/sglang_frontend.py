@@ -19,7 +19,7 @@ from sglang.lang.chat_template import ChatTemplate, get_chat_template, register_
 from tgvkv_sglang.demo.scenes import make_scene, render
 
 TURNS = ("what color is number 1?", "where is number 1?")
-BRANCHES = ("read the numbers in the first row.", "how many red objects?", "describe the image.")
+BRANCHES = ("read the numbers in the first row.", "how many red objects?", "list the purple objects.")
 DEMO_TEMPLATE = ChatTemplate(
     name="tgvkv-demo",
     default_system_prompt=None,

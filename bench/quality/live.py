@@ -29,16 +29,18 @@ def server_env() -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(str(path) for path in paths if str(path))}
 
 
-def ask(url: str, cell: Cell, chats: Sequence[Chat], at_once: int, progress: Callable[[], None]) -> Answers:
+def ask(url: str, cell: Cell, chats: Sequence[Chat], at_once: int, progress: Callable[[], None] = lambda: None,
+        transport: httpx.AsyncBaseTransport | None = None) -> Answers:  # fmt: skip
     """Hold ``chats`` in one cell, ``at_once`` at a time.
 
     Raises:
-        RefusedError: the server's answer to a question was an error. httpx.HTTPError: it could not be reached.
+        ExceptionGroup: of RefusedError, the server's answer to a question was an error, and httpx.HTTPError, it could
+            not be reached.
     """
 
     async def run() -> Answers:
         places = asyncio.Semaphore(at_once)
-        async with connect(url) as http, asyncio.TaskGroup() as group:
+        async with connect(url, transport=transport) as http, asyncio.TaskGroup() as group:
             tasks = [group.create_task(_hold(http, places, cell, chat, progress)) for chat in chats]
         return [task.result() for task in tasks]
 

@@ -37,14 +37,14 @@ def ended_well(done: subprocess.CompletedProcess) -> str:
 def test_openai_client(tgvkv_server):
     output = ended_well(run("openai_multi_turn.py", "--base-url", tgvkv_server.url))
     questions, answers = questions_and_answers(output)
-    assert questions == ["what color is number 1?", "read the numbers in the first row.", "describe the image."]
+    assert questions == ["what color is number 1?", "read the numbers in the first row.", "list the green objects."]
     prompts = [int(answer.rsplit("[", 1)[1].split()[0]) for answer in answers]
     assert prompts == sorted(set(prompts)), "each turn's prompt holds the ones before"
     assert prompts[0] > 256, "the 512 x 512 px picture alone is 256 tokens"
 
 
 def test_openai_client_with_its_own_retention(tgvkv_server):
-    flags = ("--base-url", tgvkv_server.url, "--retention", "0.2", "--question", "a?")
+    flags = ("--base-url", tgvkv_server.url, "--retention", "0.2", "--policy", "peak-last", "--question", "a?")
     questions, _ = questions_and_answers(ended_well(run("openai_multi_turn.py", *flags)))
     assert questions == ["a?"]
 
@@ -69,7 +69,7 @@ def test_sglang_frontend_with_a_fork(tgvkv_server):
         "where is number 1?",
         "read the numbers in the first row.",
         "how many red objects?",
-        "describe the image.",
+        "list the purple objects.",
     ]
 
 

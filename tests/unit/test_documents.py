@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tgvkv_sglang.cli.demo import DECODED, SETTLED_IN_PREFILL, classes_of
+from bench.quality.boards import CLASSES as BENCHMARK
+from tgvkv_sglang.cli.demo import CLASSES
 from tgvkv_sglang.trace import file_stem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,12 +79,11 @@ def test_the_readme_says_what_the_model_card_says():
     assert len(card()) == 12 and least == min(float(row["exact, 100 %"]) for row in card().values())
 
 
-def test_the_demo_asks_what_tells_its_columns_apart():
-    assert classes_of(with_control=False) == DECODED
-    assert {card()[name]["fit to measure"] for name in DECODED} == {"yes"}
-    assert {card()[name]["fit to measure"] for name in SETTLED_IN_PREFILL} == {"unfit"}
-    assert set(classes_of(with_control=True)) == {*DECODED, *SETTLED_IN_PREFILL}
-    for name in (*DECODED, *SETTLED_IN_PREFILL):
+def test_the_demo_and_the_benchmark_ask_what_needs_the_picture():
+    assert set(CLASSES) == set(BENCHMARK["sparse"]) > set(BENCHMARK["crowded"])
+    fit = {name for name, row in card().items() if row["fit to measure"] == "yes"}
+    assert set(CLASSES) == fit - {"second_turn", "two_images"}, "all of one picture and one turn"
+    for name in CLASSES:
         assert float(card()[name]["exact, 100 %"]) >= 98
 
 

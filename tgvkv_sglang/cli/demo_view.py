@@ -40,14 +40,16 @@ class Turn:
     kept: Kept | None
 
 
-def opening(picture: Path, retention: float, random_model: bool, control: bool) -> RenderableType:
+SECOND = " A second server keeps the first turn's choice."
+
+
+def opening(picture: Path, retention: float, policy: str, random_model: bool, control: bool) -> RenderableType:
     lines = [
         f"Picture: [bold]{escape(str(picture))}[/bold] (open it and check the answers yourself)",
-        f"The same chat is held on one SGLang server with 100 % and with {100 * retention:.3g} % of the picture's KV."
-        + (" A second server keeps the first turn's choice." if control else ""),
+        f"The same chat is held on one SGLang server with 100 % and with {100 * retention:.3g} % of the picture's KV, "
+        f"chosen by [bold]{escape(policy)}[/bold].{SECOND if control else ''}",
+        "One picture proves little either way; docs/policies.md has the figures over many.",
     ]
-    if control:
-        lines.append("One-word answers are settled in prefill: they tell the third column alone from the first.")
     if random_model:
         lines.append("[bold red]The model's weights are random: its words mean nothing.[/bold red] Numbers of tokens "
                      "and bytes are real.")  # fmt: skip

@@ -51,9 +51,13 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed is another picture (default 0)")
     parser.add_argument("--random-model", action="store_true", help="random weights instead of the bundled ones")
     parser.add_argument(
-        "--with-control",
-        action="store_true",
-        help="a third column that keeps the first turn's view for all turns (a second server: takes longer)",
+        "--policy", default="peak-last", help="how vision tokens are scored, see docs/policies.md (default %(default)s)"
+    )
+    parser.add_argument(
+        "--control",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="a third column that keeps the first turn's choice for all turns (a second server)",
     )
     parser.add_argument("--out", default="tgvkv-demo", help="directory for picture, traces and log (tgvkv-demo)")
     parser.set_defaults(run=_demo)
