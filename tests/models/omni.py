@@ -59,6 +59,6 @@ def write(directory: Path, tokenizer: Any) -> None:
 
 FAMILIES = (
     Family("Qwen3-Omni", "Qwen3OmniMoeForConditionalGeneration", write, special=SPECIAL,
-           layout=by_processor("<|image_pad|>"), named=NAMED, sizes=((256, 192), (192, 192)),
+           layout=by_processor("<|image_pad|>"), named=NAMED, sizes=((256, 192), (192, 192)), small=(64, 64),
            note="the thinker; audio is text to us"),
 )  # fmt: skip

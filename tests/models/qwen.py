@@ -99,9 +99,11 @@ def write_qwen3_vl_moe(directory: Path, tokenizer: Any) -> None:
 
 FAMILIES = (
     Family("Qwen3-VL", "Qwen3VLForConditionalGeneration", write_qwen3_vl, layout=by_processor("<|image_pad|>"),
-           sizes=((256, 192), (192, 192))),
-    Family("Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration", write_qwen2_5_vl, layout=by_processor("<|image_pad|>")),
-    Family("Qwen2-VL", "Qwen2VLForConditionalGeneration", write_qwen2_vl, layout=by_processor("<|image_pad|>")),
+           sizes=((256, 192), (192, 192)), small=(64, 64)),
+    Family("Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration", write_qwen2_5_vl, layout=by_processor("<|image_pad|>"),
+           small=(56, 56)),
+    Family("Qwen2-VL", "Qwen2VLForConditionalGeneration", write_qwen2_vl, layout=by_processor("<|image_pad|>"),
+           small=(56, 56)),
     Family("Qwen3-VL-MoE", "Qwen3VLMoeForConditionalGeneration", write_qwen3_vl_moe,
-           layout=by_processor("<|image_pad|>"), sizes=((256, 192), (192, 192))),
+           layout=by_processor("<|image_pad|>"), sizes=((256, 192), (192, 192)), small=(64, 64)),
 )  # fmt: skip
