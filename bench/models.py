@@ -2,8 +2,8 @@
 
     python -m bench.models
 
-Each family is served twice, by stock SGLang and by ours. What is in the result is not repeated (``--fresh`` forgets
-it); a family that failed is tried again. Ends with status 1 if one failed.
+Each family is served twice, by stock SGLang and by ours. What is in the result is not repeated (but with
+``--fresh``); a family that failed is tried again. Ends with status 1 if one failed.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=sorted(BY_NAME), metavar="FAMILY", help="default: all")
-    parser.add_argument("--fresh", action="store_true", help="forget the results that are there")
+    parser.add_argument("--fresh", action="store_true", help="repeat what is in the result")
     parser.add_argument("--out", type=Path, default=RESULTS / "models-cpu.json")
     args = parser.parse_args()
-    store = Store(args.out, args.fresh)
+    store = Store(args.out)
     wanted = [family for family in FAMILIES if family.name in (args.only or BY_NAME)]
-    todo = [family for family in wanted if family.key not in store.done]
+    todo = [family for family in wanted if args.fresh or family.key not in store.done]
     if todo:
         store.note(**header())
         directory = Path(tempfile.mkdtemp(prefix="tgvkv-models-"))

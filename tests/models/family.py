@@ -43,6 +43,7 @@ class Family:
         special: special tokens beside the shared ones. named: those that the processor asks for by name.
         layout: which tokens of a prompt are vision, bool [n], found out without SGLang and without us.
         sizes: widths and heights of the pictures that the checks show.
+        small: of a picture of few tokens, where the number depends on its size.
         flags: further flags of every server.
         item_a_picture: each picture is hashed by itself; else all of a prompt together, so that its KV is found
             again only where the other pictures are the same.
@@ -57,6 +58,7 @@ class Family:
     layout: Layout = field(default=None)
     named: dict[str, str] = field(default_factory=dict)
     sizes: tuple[tuple[int, int], ...] = ((224, 168), (168, 168))
+    small: tuple[int, int] | None = None
     flags: tuple[str, ...] = ()
     item_a_picture: bool = True
     note: str = ""

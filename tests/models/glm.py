@@ -64,6 +64,22 @@ def write_glm4v_moe(directory: Path, tokenizer: Any) -> None:
 
 IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
 FAMILIES = (
-    Family("GLM-4.1V", "Glm4vForConditionalGeneration", write_glm4v, IMAGE, SPECIAL, by_processor("<|image|>")),
-    Family("GLM-4.5V", "Glm4vMoeForConditionalGeneration", write_glm4v_moe, IMAGE, SPECIAL, by_processor("<|image|>")),
+    Family(
+        "GLM-4.1V",
+        "Glm4vForConditionalGeneration",
+        write_glm4v,
+        IMAGE,
+        SPECIAL,
+        by_processor("<|image|>"),
+        small=(112, 112),
+    ),
+    Family(
+        "GLM-4.5V",
+        "Glm4vMoeForConditionalGeneration",
+        write_glm4v_moe,
+        IMAGE,
+        SPECIAL,
+        by_processor("<|image|>"),
+        small=(112, 112),
+    ),
 )

@@ -51,7 +51,8 @@ def write_pixtral(directory: Path, tokenizer: Any) -> None:
 
 FAMILIES = (
     Family("Mistral Small 3.x", "Mistral3ForConditionalGeneration", write_mistral3, "[IMG]", SPECIAL,
-           by_processor("[IMG]"), note="a span a row of patches, a token after each"),
+           by_processor("[IMG]"), small=(56, 56), note="a span a row of patches, a token after each"),
     Family("Pixtral (HF format)", "LlavaForConditionalGeneration", write_pixtral, "[IMG]", SPECIAL,
-           by_processor("[IMG]"), sizes=((126, 98), (98, 98)), note="a span a row of patches, a token after each"),
+           by_processor("[IMG]"), sizes=((126, 98), (98, 98)), small=(56, 56),
+           note="a span a row of patches, a token after each"),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.models.family import Family, by_processor, text_config
-from tests.models.qwen import EXPERTS, ROPE
+from tests.models.qwen import DEEPSTACK, EXPERTS, ROPE
 
 AUDIO = "<|audio_start|><|audio_pad|><|audio_end|>"
 SPECIAL = ("<|audio_start|>", "<|audio_pad|>", "<|audio_end|>")
@@ -28,8 +28,8 @@ def write(directory: Path, tokenizer: Any) -> None:
 
     ids = tokenizer.convert_tokens_to_ids
     vision = {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
-        "num_position_embeddings": 24 * 24, "deepstack_visual_indexes": [0], "dtype": "float32",
+        "depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
+        "num_position_embeddings": 24 * 24, "deepstack_visual_indexes": DEEPSTACK, "dtype": "float32",
     }  # fmt: skip
     audio = {
         "num_mel_bins": 32, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 64, "d_model": 64,
@@ -59,6 +59,6 @@ def write(directory: Path, tokenizer: Any) -> None:
 
 FAMILIES = (
     Family("Qwen3-Omni", "Qwen3OmniMoeForConditionalGeneration", write, special=SPECIAL,
-           layout=by_processor("<|image_pad|>"), named=NAMED, sizes=((256, 192), (192, 192)),
+           layout=by_processor("<|image_pad|>"), named=NAMED, sizes=((256, 192), (192, 192)), small=(64, 64),
            note="the thinker; audio is text to us"),
 )  # fmt: skip

@@ -32,5 +32,5 @@ def write_paddleocr(directory: Path, tokenizer: Any) -> None:
 
 FAMILIES = (
     Family("PaddleOCR-VL", "PaddleOCRVLForConditionalGeneration", write_paddleocr, START + PLACEHOLDER + END,
-           (START, PLACEHOLDER, END, VIDEO), by_processor(PLACEHOLDER), {"image_token": PLACEHOLDER}),
+           (START, PLACEHOLDER, END, VIDEO), by_processor(PLACEHOLDER), {"image_token": PLACEHOLDER}, small=(56, 56)),
 )  # fmt: skip

@@ -63,6 +63,8 @@ def write_qwen2_vl(directory: Path, tokenizer: Any) -> None:
     Qwen2VLProcessor(images, tokenizer, videos).save_pretrained(directory)
 
 
+DEEPSTACK = [0, 1, 2]
+"""SGLang's mixture-of-experts classes take it for three layers whatever the configuration says."""
 EXPERTS = {
     "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1,
     "norm_topk_prob": True, "mlp_only_layers": [],
@@ -73,8 +75,8 @@ def _write_qwen3_vl(config: type, architecture: str, directory: Path, tokenizer:
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     vision = {
-        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
-        "num_position_embeddings": 24 * 24, "deepstack_visual_indexes": [0], "dtype": "float32",
+        "depth": 3, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "out_hidden_size": 128,
+        "num_position_embeddings": 24 * 24, "deepstack_visual_indexes": DEEPSTACK, "dtype": "float32",
     }  # fmt: skip
     text = text_config(tokenizer, head_dim=32, rope_parameters={**ROPE, "mrope_interleaved": True}, **more)
     config(architectures=[architecture], text_config=text, vision_config=vision, **_ids(tokenizer)).save_pretrained(
@@ -99,9 +101,11 @@ def write_qwen3_vl_moe(directory: Path, tokenizer: Any) -> None:
 
 FAMILIES = (
     Family("Qwen3-VL", "Qwen3VLForConditionalGeneration", write_qwen3_vl, layout=by_processor("<|image_pad|>"),
-           sizes=((256, 192), (192, 192))),
-    Family("Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration", write_qwen2_5_vl, layout=by_processor("<|image_pad|>")),
-    Family("Qwen2-VL", "Qwen2VLForConditionalGeneration", write_qwen2_vl, layout=by_processor("<|image_pad|>")),
+           sizes=((256, 192), (192, 192)), small=(64, 64)),
+    Family("Qwen2.5-VL", "Qwen2_5_VLForConditionalGeneration", write_qwen2_5_vl, layout=by_processor("<|image_pad|>"),
+           small=(56, 56)),
+    Family("Qwen2-VL", "Qwen2VLForConditionalGeneration", write_qwen2_vl, layout=by_processor("<|image_pad|>"),
+           small=(56, 56)),
     Family("Qwen3-VL-MoE", "Qwen3VLMoeForConditionalGeneration", write_qwen3_vl_moe,
-           layout=by_processor("<|image_pad|>"), sizes=((256, 192), (192, 192))),
+           layout=by_processor("<|image_pad|>"), sizes=((256, 192), (192, 192)), small=(64, 64)),
 )  # fmt: skip

@@ -7,7 +7,8 @@ from typing import Sequence
 import numpy as np
 from PIL import Image
 
-from tests.models.checks import TOKENS, Bench, assert_selected, pictures
+from tests.models.checks import RETENTION, TOKENS, Bench, assert_selected, pictures
+from tgvkv_sglang.testing.images import make_image
 
 ROOM = 150
 """Slots that are left for a question and its answer where a prompt is to have as many pictures as fit."""
@@ -32,12 +33,15 @@ def question_between(bench: Bench) -> None:
 
 
 def many(bench: Bench) -> int:
-    """Thirty pictures, or as many as the pool has room for: some get nothing, none gets more than it has."""
-    one = len(bench.layout(bench.family.prompt("{} "), pictures(bench.family, 1)))
+    """Thirty small pictures, or as many as the pool has room for."""
+    size = bench.family.small or bench.family.sizes[0]
+    around = len(bench.layout(bench.family.prompt(""), []))
+    one = len(bench.layout(bench.family.prompt("{} "), [make_image(60, *size)])) - around
     count = min(30, (bench.server.tokens - ROOM) // one)
-    text, images = bench.family.prompt("{} " * count + "How many?"), pictures(bench.family, count, 60)
+    text = bench.family.prompt("{} " * count + "How many?")
+    images = [make_image(60 + i, *size) for i in range(count)]
     kept = _alone(bench, "many", text, images)
-    assert kept.sum() == round(0.25 * kept.size) and (kept.sum(1) <= kept.shape[1]).all()
+    assert kept.sum() == round(RETENTION * kept.size) and (kept.sum(1) <= kept.shape[1]).all()
     return count
 
 

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,8 +64,13 @@ def zygote() -> Iterator[Zygote]:
     env = {**os.environ, **plugin_env("observed"), "TORCH_COMPILE_DISABLE": "1"}
     command = [sys.executable, "-m", "tests.models.zygote"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=env, cwd=ROOT, **pipes) as process:
-        assert json.loads(process.stdout.readline()) == "ready"
+    with (
+        tempfile.TemporaryFile("w+") as noise,
+        subprocess.Popen(command, env=env, cwd=ROOT, stderr=noise, **pipes) as process,
+    ):
+        if process.stdout.readline().strip() != '"ready"':
+            noise.seek(0)
+            raise RuntimeError(f"SGLang cannot be imported: {noise.read()[-2000:]}")
         yield Zygote(process)
         process.stdin.close()
 
