@@ -2,6 +2,7 @@
 
     python -m bench.quality                                    # the default plan, on live servers on this CPU
     python -m bench.quality --engine transformers              # the same in plain transformers, and how far both agree
+    python -m bench.quality --engine transformers --drop-each-step --policies tgv peak-last   # evicting while decoding
     python -m bench.quality --policies tgv peak-last --retentions 0.05 0.02 --chats 200 --out mine.json
     python -m bench.quality --show                             # tables and plot of what is there
 
@@ -51,6 +52,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--first-seed", type=int, default=REPORTED,
                         help=f"seeds below {REPORTED} are for developing, others for reporting")  # fmt: skip
     parser.add_argument("--engine", choices=ENGINES, default="server")
+    parser.add_argument("--drop-each-step", action="store_true",
+                        help="in transformers: each decode step drops one more vision token of each layer")  # fmt: skip
     parser.add_argument("--at-once", type=int, default=12, help="chats at once on the server")
     parser.add_argument("--out", type=Path, default=RESULTS / "quality-cpu.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "quality.png")
@@ -78,7 +81,8 @@ class Bench:
         self.left = [pair for pair in wanted if self.key(*pair) not in self.store.done]
 
     def settings(self, board: str, cell: C.Cell, engine: str | None = None) -> dict:
-        return settings(engine or self.args.engine, board, cell, self.args.first_seed, self.args.chats)
+        own = settings(engine or self.args.engine, board, cell, self.args.first_seed, self.args.chats)
+        return {**own, "drops": True} if self.args.drop_each_step else own
 
     def key(self, board: str, cell: C.Cell) -> str:
         return key_of(self.settings(board, cell))
@@ -92,7 +96,8 @@ class Bench:
         found = {}
         for row in self.store.runs.values():
             cell = C.Cell(row["policy"], row["retention"], row["budget"], row["reclaim"])
-            if {**row, **self.settings(row["board"], cell, engine)} == row:
+            same = row.get("drops", False) == self.args.drop_each_step
+            if same and {**row, **self.settings(row["board"], cell, engine)} == row:
                 found[row["board"], cell] = row
         return found
 
@@ -114,13 +119,14 @@ def measure_live(bench: Bench) -> None:
 
 def measure_in_transformers(bench: Bench) -> None:
     """All cells of a board at once."""
-    from bench.quality.replay import replay
+    from bench.quality.replay import can_replay, replay
 
     for board in bench.args.boards:
-        left = [cell for at, cell in bench.left if at == board]
+        left = [cell for at, cell in bench.left if at == board and can_replay(cell)]
         with _bar(bench.args.chats if left else 0) as bar:
-            for cell, answers in zip(left, replay(left, bench.chats[board], lambda: bar.update(TURNS)), strict=True):
-                bench.add(board, cell, answers)
+            held = replay(left, bench.chats[board], lambda: bar.update(TURNS), bench.args.drop_each_step)
+        for cell, answers in zip(left, held, strict=True):
+            bench.add(board, cell, answers)
 
 
 def _bar(chats: int) -> tqdm:
@@ -139,6 +145,8 @@ def agreement(live: Runs, replayed: Runs) -> Iterator[str]:
 
 def main() -> None:
     args = arguments().parse_args()
+    if args.drop_each_step and args.engine != "transformers":
+        raise SystemExit("--drop-each-step is for --engine transformers: the server evicts nothing while it decodes")
     bench = Bench(args)
     if bench.left and not args.show:
         (measure_live if args.engine == "server" else measure_in_transformers)(bench)

@@ -20,10 +20,10 @@ from tgvkv_sglang.config import RequestOptions, TgvConfig
 from tgvkv_sglang.demo.bundle import DEMO_MODEL
 from tgvkv_sglang.demo.scenes import render
 from tgvkv_sglang.kv.store import UnitStore
-from tgvkv_sglang.registry import load_budget_rule, load_policy, load_scope, policy_names
+from tgvkv_sglang.registry import POLICIES, load_budget_rule, load_policy, load_scope, policy_names
 from tgvkv_sglang.selection.choose import Quota
 from tgvkv_sglang.selection.grounding import Grounding
-from tgvkv_sglang.selection.policy import Model
+from tgvkv_sglang.selection.policy import Merging, Model
 from tgvkv_sglang.selection.scoring import Ask, PrefillScoring
 from tgvkv_sglang.types import Span
 from training.demo_model.probes import Probe, chat_messages
@@ -50,9 +50,13 @@ class _Attention:
 
 
 class Replay:
-    """The bundled model, and one chat in as many ways as there are cells."""
+    """The bundled model, and one chat in as many ways as there are cells.
 
-    def __init__(self, cells: Sequence[Cell]):
+    Args:
+        drops: each decode step drops one more vision token a layer, the lowest in score, as the published code does.
+    """
+
+    def __init__(self, cells: Sequence[Cell], drops: bool = False):
         sys.path.insert(0, str(EVIDENCE_POLICY))
         policy_names.cache_clear()  # the command line has asked for them before
         self.attention = _Attention()
@@ -62,7 +66,7 @@ class Replay:
             DEMO_MODEL, dtype=torch.float32, attn_implementation=NAME
         ).eval()
         self.layers = self.model.config.text_config.num_hidden_layers
-        self.cells = cells
+        self.cells, self.drops = cells, drops
         self.configs = [RequestOptions.from_custom_params(cell.options()).apply(TgvConfig()) for cell in cells]
 
     @torch.inference_mode()
@@ -71,6 +75,7 @@ class Replay:
         rows = len(self.cells)
         self._look(chat)
         self.kept = torch.ones(self.layers, rows, len(self.vision), dtype=torch.bool)
+        self.scores = torch.zeros(self.kept.shape)
         computed, generated, answers = 0, [[] for _ in self.cells], []
         for turn, question in enumerate(chat.turns):
             ids = self._ids(chat, turn)
@@ -154,6 +159,8 @@ class Replay:
             done |= token == end
             if done.all():
                 break
+            if self.drops:
+                self._drop()
             seen = torch.ones(self.layers, rows, 1, length + step + 1, dtype=torch.bool)
             seen[:, :, 0, self.vision] = self.kept
             positions = torch.full((3, rows, 1), length + step + self.delta)
@@ -183,11 +190,23 @@ class Replay:
             scoring.add(layer, q.transpose(1, 2).flatten(0, 1).contiguous(), lse_b2.contiguous(), self.attention.scale)
         for ask in asks:
             self.kept[:, ask.page_row] = torch.from_numpy(ask.grounding.choice().mask())
+            self.scores[:, ask.page_row] = ask.grounding.chosen.scores
+
+    def _drop(self) -> None:
+        """One more token of each layer, of the rows that evict at all."""
+        lowest = self.scores.masked_fill(~self.kept, torch.inf).argmin(-1)
+        self.kept.scatter_(-1, lowest[..., None], False)
+        self.kept[:, [row for row, cell in enumerate(self.cells) if cell.policy == FULL]] = True
 
     def _pool(self, kind: str) -> torch.Tensor:
         """``[L, B*n, heads, dim]``: row after row."""
         layers = [getattr(layer, kind).transpose(1, 2).flatten(0, 1) for layer in self.cache.layers]
         return torch.stack(layers)
+
+
+def can_replay(cell: Cell) -> bool:
+    """Whether a mask can show it: not where a policy changes what it keeps."""
+    return not isinstance(POLICIES.get(cell.policy) and load_policy(cell.policy), Merging)
 
 
 def _agreeing(first: Sequence[int], second: Sequence[int]) -> int:
@@ -196,9 +215,11 @@ def _agreeing(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
 
 
-def replay(cells: Sequence[Cell], chats: Sequence[Chat], progress: Callable[[], None]) -> list[Answers]:
+def replay(
+    cells: Sequence[Cell], chats: Sequence[Chat], progress: Callable[[], None], drops: bool = False
+) -> list[Answers]:
     """Answers by cell, chat and turn."""
-    engine, held = Replay(cells), []
+    engine, held = Replay(cells, drops), []
     for chat in chats:
         held.append(engine.hold(chat))
         progress()

@@ -1,4 +1,4 @@
-"""The ceiling of the quality benchmark: a policy that is told which vision tokens hold the answer.
+"""A policy that is told which vision tokens hold the answer, to compare with.
 
 A request's id ends with their numbers, as ``...-12.45.67`` (:meth:`bench.quality.boards.Chat.name`).
 """
@@ -11,9 +11,7 @@ from tgvkv_sglang.selection.policy import Asked, BlockScores, LayerBlock
 
 
 class Evidence(AttentionSums):
-    """``score_v`` is 1 for a token of the answer, else 0; layers weigh alike."""
-
-    budget = "uniform"
+    """``score_v`` is 1 for a token of the answer, else 0; layers weigh as the paper's."""
 
     def score(self, block: LayerBlock) -> BlockScores:
         sums = attention_sums(block)
