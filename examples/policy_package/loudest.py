@@ -15,7 +15,7 @@ class Loudest(LayerByLayer):
         return text_after_vision(spans, start, end, cap)
 
     def score_layer(self, layer: LayerInputs) -> LayerScores:
-        keys = layer.store.k_flat[layer.vision_units].float()  # [V, Hkv, D]
+        keys = layer.store.keys(layer.vision_units, layer.layer)  # [V, Hkv, D]
         keys = keys.repeat_interleave(layer.q.shape[1] // keys.shape[1], dim=1)
         logits = torch.einsum("thd,vhd->thv", layer.q.float(), keys) * layer.scale
         attention = torch.exp(logits - layer.lse_e[:, :, None].float())

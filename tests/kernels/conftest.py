@@ -37,6 +37,12 @@ def interpreted():
     yield from _worker(kernel_workers.start_interpreter)
 
 
+@pytest.fixture
+def fresh_compiler():
+    """As ``compiler``, in a process that has compiled nothing."""
+    yield from _worker(kernel_workers.start_compiler)
+
+
 @pytest.fixture(scope="session")
 def compiler():
     """``compiler(function, *args)`` runs a module-level function where Triton compiles."""

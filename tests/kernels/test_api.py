@@ -74,7 +74,9 @@ def test_score_errors_name_the_value():
         batch_text_weights(plan, q, lse, torch.zeros(5, 3, 8), slots, 0, 5, 1.0)
     with pytest.raises(KernelInputError, match="total_q_heads=2"):
         batch_text_weights(plan, q, lse, k, slots, 0, 5, 1.0, total_q_heads=2)
-    with pytest.raises(KernelInputError, match="k_flat is torch.float16"):
+    with pytest.raises(
+        KernelInputError, match="k_flat has dtype torch.float16, expected one of: torch.float32, torch.float8_e4m3fn"
+    ):
         batch_text_weights(plan, q, lse, k.half(), slots, 0, 5, 1.0)
     with pytest.raises(KernelInputError, match=r"slots -1\.\.5 lie outside 0\.\.4"):
         batch_vision_scores(plan, q, lse, torch.zeros(1, 3), k, torch.tensor([-1, 5, 0, 1]), 0, 5, 1.0)
@@ -90,9 +92,11 @@ def test_view_attention_errors_name_the_value():
         view_attention(q, flat, flat, units, torch.tensor([0, 3]), None, 1.0, q, lse)
     with pytest.raises(KernelInputError, match=r"lse_b2 has shape \[2\], expected \[2, 4\]"):
         view_attention(q, flat, flat, units, torch.tensor([0, 1, 3]), None, 1.0, q, torch.zeros(2))
-    with pytest.raises(KernelInputError, match="out is torch.float16 but q is torch.float32"):
+    with pytest.raises(KernelInputError, match="out has dtype torch.float16, expected one of: torch.float32$"):
         view_attention(q, flat, flat, units, torch.tensor([0, 1, 3]), None, 1.0, q.half(), lse)
-    with pytest.raises(KernelInputError, match="v_flat is torch.float16"):
+    with pytest.raises(
+        KernelInputError, match="v_flat has dtype torch.float16, expected one of: torch.float32, torch.float8_e4m3fn"
+    ):
         view_attention(q, flat, flat.half(), units, torch.tensor([0, 1, 3]), None, 1.0, q, lse)
 
 

@@ -29,7 +29,7 @@ KV_HEADS = 2
 class Batch:
     """Scoring requests whose text and vision interleave (so the mask matters), in poisoned storage of some layers."""
 
-    def __init__(self, seed, lengths, layers, group, head_dim, dtype):
+    def __init__(self, seed, lengths, layers, group, head_dim, dtype, kv_dtype=None, k_scales=None):
         gen = generator(seed)
         self.layers, self.scale, self.group = layers, head_dim**-0.5, group
         used = torch.randperm(SLOTS, generator=gen)
@@ -43,7 +43,8 @@ class Batch:
         self.text_slots, self.vision_slots = (torch.cat([own[kind] for own in slots]) for kind in range(2))
         every = torch.cat([self.text_slots, self.vision_slots])
         units = (torch.arange(layers)[:, None] * SLOTS + every).flatten()
-        self.k_flat = poisoned_storage(gen, layers * SLOTS, KV_HEADS, head_dim, dtype, units)
+        self.k_flat = poisoned_storage(gen, layers * SLOTS, KV_HEADS, head_dim, kv_dtype or dtype, units)
+        self.k_scales = k_scales
         total = sum(tokens for tokens, _ in lengths)
         self.q = normal(gen, layers, total, group * KV_HEADS, head_dim, dtype=dtype)
         self.lse_b2 = torch.stack([self._lse(layer, slots) for layer in range(layers)])
@@ -53,12 +54,17 @@ class Batch:
         """A row's own log-sum-exp over the keys it sees (its own among them), base 2."""
         parts, start = [], 0
         for text, vision, (text_slots, vision_slots) in zip(self.text, self.vision, slots, strict=True):
-            keys = self.k_flat[torch.cat([text_slots, vision_slots]) + layer * SLOTS]
+            keys = self.true_keys()[torch.cat([text_slots, vision_slots]) + layer * SLOTS]
             visible = torch.cat([text, vision])[None, :] <= text[:, None]
             rows = slice(start, start + len(text))
             parts.append(attention_lse(self.q[layer, rows], keys, visible, self.scale) * LOG2_E)
             start += len(text)
         return torch.cat(parts)
+
+    def true_keys(self):
+        """K as the model made it, in float64."""
+        factors = torch.ones(self.layers) if self.k_scales is None else self.k_scales
+        return self.k_flat.double() * factors.double().repeat_interleave(SLOTS)[:, None, None]
 
     def plan(self):
         heads = KV_HEADS * self.group
@@ -67,10 +73,10 @@ class Batch:
     def run(self, backend, first=0, last=None, double=False, **options):
         """What `NAMES` says, of layers ``first..last``."""
         block = slice(first, self.layers if last is None else last)
-        q, lse_b2, w, k_flat = self.q[block], self.lse_b2[block], self.w[block], self.k_flat
+        q, lse_b2, w, k_flat, k_scales = self.q[block], self.lse_b2[block], self.w[block], self.k_flat, self.k_scales
         if double:
-            q, lse_b2, w, k_flat = q.double(), lse_b2.double(), w.double(), k_flat.double()
-        options = {"backend": backend, **options}
+            q, lse_b2, w, k_flat, k_scales = q.double(), lse_b2.double(), w.double(), self.true_keys(), None
+        options = {"backend": backend, "k_scales": k_scales, **options}
         where = (first, SLOTS, self.scale)
         plan = self.plan()
         weights = batch_text_weights(plan, q, lse_b2, k_flat, self.text_slots, *where, **options)
@@ -93,6 +99,16 @@ def compare(batch):
 
 def check_grid(seed, group, head_dim, dtype_name):
     compare(Batch(seed, [(5, 30), (19, 71)], 2, group, head_dim, getattr(torch, dtype_name)))
+
+
+def check_quantised(kv_dtype_name, dtype_name):
+    """K of 8 bits beside queries of more, each layer's divided by something else; blocks of layers keep the bits."""
+    kinds = getattr(torch, dtype_name), getattr(torch, kv_dtype_name)
+    batch = Batch(8, [(5, 30), (19, 71)], 3, 4, 80, *kinds, torch.tensor([0.5, 1.7, 0.03]))
+    compare(batch)
+    whole = batch.run("triton")
+    for name, got, want in zip(NAMES, batch.run("triton", 1, 3), whole, strict=True):
+        assert_same_bits(f"{name} of layers 1..3", got, want[1:3])
 
 
 def check_edges(lengths):
@@ -255,6 +271,12 @@ def test_references_match_a_loop_over_pairs():
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_kernels_match_references(interpreted, head_dim, group, dtype):
     interpreted(check_grid, head_dim + group, group, head_dim, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_kernels_read_quantised_keys(interpreted, kv_dtype, dtype):
+    interpreted(check_quantised, kv_dtype, dtype)
 
 
 @pytest.mark.parametrize("lengths", [[(1, 1)], [(1, 64), (64, 1)], [(33, 63), (2, 65)], [(32, 128), (65, 129)]])

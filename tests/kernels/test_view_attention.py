@@ -22,7 +22,7 @@ HEAD_DIMS = (64, 80, 96, 128, 256)
 GROUPS = (1, 4, 8)
 
 
-def view_case(seed, lengths, rows, group, head_dim, dtype, kv_heads=2):
+def view_case(seed, lengths, rows, group, head_dim, dtype, kv_heads=2, kv_dtype=None):
     """Views of the given lengths in poisoned storage, with a unit table that goes on with ids that do not exist.
 
     ``rows``: request of each query row, or None for decode. Returns the inputs and the dense part ``(out, lse_b2)``.
@@ -32,7 +32,7 @@ def view_case(seed, lengths, rows, group, head_dim, dtype, kv_heads=2):
     slots = 2 * used + 3
     ids = torch.randperm(slots, generator=gen)[:used]
     units = torch.cat([ids, torch.full((9,), 2**31 - 1)]).to(torch.int32)
-    k_flat, v_flat = (poisoned_storage(gen, slots, kv_heads, head_dim, dtype, ids) for _ in range(2))
+    k_flat, v_flat = (poisoned_storage(gen, slots, kv_heads, head_dim, kv_dtype or dtype, ids) for _ in range(2))
     indptr = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
     row_map = None if rows is None else torch.tensor(rows, dtype=torch.int32)
     count = len(lengths) if rows is None else len(rows)
@@ -45,17 +45,19 @@ def to_double(value):
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def merged(args, dense, backend):
+def merged(args, dense, backend, v_scale=1.0):
     """``(out, lse_b2)`` with the view's part, the given ones left as they are."""
     out, lse_b2 = (tensor.clone() for tensor in dense)
-    view_attention(*args, out, lse_b2, backend=backend)
+    view_attention(*args, out, lse_b2, v_scale=v_scale, backend=backend)
     return out, lse_b2
 
 
-def check(case):
+def check(case, v_scale=1.0):
     args, dense = case
-    exact = merged([to_double(a) for a in args], [to_double(d) for d in dense], "reference")
-    low, got = merged(args, dense, "reference"), merged(args, dense, "triton")
+    doubles = [to_double(a) for a in args]
+    doubles[2] = doubles[2] * v_scale
+    exact = merged(doubles, [to_double(d) for d in dense], "reference")
+    low, got = (merged(args, dense, backend, v_scale) for backend in ("reference", "triton"))
     # The dtype's own error on the dense values passes through unchanged, so only rows with units are compared.
     busy = rows_with_units(args)
     for name, g, lo, ex, source in zip(("out", "lse_b2"), got, low, exact, dense, strict=True):
@@ -93,6 +95,15 @@ def check_grid(seed, group, head_dim, dtype_name):
     check(view_case(seed, lengths, None, group, head_dim, dtype))
     rows = [0] * 5 + [-1] + [3] * 7 + [1] * 2
     check(view_case(seed + 2, [33, 0, 1, 70], rows, group, head_dim, dtype))
+
+
+def check_quantised(kv_dtype_name, dtype_name):
+    """K and V of 8 bits beside queries of more; what they were divided by."""
+    dtype, kv_dtype = getattr(torch, dtype_name), getattr(torch, kv_dtype_name)
+    for rows in (None, [0] * 5 + [-1] + [3] * 7 + [1] * 2):
+        args, dense = view_case(40, [33, 0, 1, 290], rows, 4, 80, dtype, kv_dtype=kv_dtype)
+        args[-1] *= 0.37
+        check((args, dense), v_scale=2.5)
 
 
 def check_edges(case):
@@ -269,6 +280,12 @@ def test_a_large_budget_is_no_tail(compiler):
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_kernel_matches_reference(interpreted, head_dim, group, dtype):
     interpreted(check_grid, head_dim + group, group, head_dim, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kv_dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_kernel_reads_quantised_kv(interpreted, kv_dtype, dtype):
+    interpreted(check_quantised, kv_dtype, dtype)
 
 
 @pytest.mark.parametrize("case", EDGES)

@@ -23,12 +23,14 @@ class LayerProbe:
     Attributes:
         evicted: bool [keys], positions this layer's queries do not see.
         weights: attention averaged over query heads, [queries, keys] per forward, recorded while ``recording``.
+        kv_dtype: what K and V are rounded to before anything reads them, as a quantised cache does; None: nothing.
     """
 
     def __init__(self) -> None:
         self.evicted = torch.zeros(0, dtype=torch.bool)
         self.recording = False
         self.weights: list[torch.Tensor] = []
+        self.kv_dtype: torch.dtype | None = None
 
 
 @contextlib.contextmanager
@@ -59,8 +61,10 @@ def oracle_attention(
         raise ValueError("the oracle makes its own masks, but was handed one")
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    logits = query @ key.transpose(-1, -2) * scaling
     probe: LayerProbe | None = getattr(module, "probe", None)
+    if probe is not None and probe.kv_dtype is not None:
+        key, value = (kept.to(probe.kv_dtype).to(query.dtype) for kept in (key, value))
+    logits = query @ key.transpose(-1, -2) * scaling
     if probe is not None:
         logits = logits.masked_fill(~_visible(probe, *logits.shape[-2:]), -torch.inf)
     weights = logits.softmax(-1)

@@ -7,10 +7,11 @@ packing, no slots and no tree can be wrong here. Shapes: L layers, n tokens, V v
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,6 +160,17 @@ class Oracle:
         self.eos_token_id = model.generation_config.eos_token_id
         self._precise_interpolation = precise_embedding_interpolation
         self._probes = attention.install(model)
+
+    @contextlib.contextmanager
+    def quantised(self, dtype: torch.dtype) -> Iterator[None]:
+        """Within the block, K and V are kept in a dtype of 8 bits, divided by nothing."""
+        try:
+            for probe in self._probes:
+                probe.kv_dtype = dtype
+            yield
+        finally:
+            for probe in self._probes:
+                probe.kv_dtype = None
 
     # -- prompts -------------------------------------------------------------------------------------------------------
 

@@ -161,9 +161,9 @@ def test_a_loaded_model_is_judged_by_its_layers(odd, words):
 class Runner:
     """What SGLang's ModelRunner has once the weights are loaded."""
 
-    def __init__(self, directory: Path, model: torch.nn.Module, kv: torch.dtype):
+    def __init__(self, directory: Path, model: torch.nn.Module, kv: torch.dtype, device: str = "cpu"):
         self.model_config, self.model = models.model_config(directory), model
-        self.dtype, self.kv_cache_dtype = torch.bfloat16, kv
+        self.dtype, self.kv_cache_dtype, self.device = torch.bfloat16, kv, device
 
 
 def test_what_only_the_weights_tell_is_refused_too(tmp_path):
@@ -171,8 +171,30 @@ def test_what_only_the_weights_tell_is_refused_too(tmp_path):
     refuse_loaded(Runner(tmp_path, layers(), torch.bfloat16))
     with pytest.raises(UnsupportedServerError, match="^tgvkv: Qwen3VLForConditionalGeneration has cross-attention"):
         refuse_loaded(Runner(tmp_path, layers(is_cross_attention=True), torch.bfloat16))
-    with pytest.raises(UnsupportedServerError, match="float8_e4m3fn.*--kv-cache-dtype bfloat16"):
-        refuse_loaded(Runner(tmp_path, layers(), torch.float8_e4m3fn))
+    with pytest.raises(UnsupportedServerError, match="float16.*--kv-cache-dtype bfloat16"):
+        refuse_loaded(Runner(tmp_path, layers(), torch.float16))
+
+
+def test_quantised_kv_is_served_where_its_kernels_compile(tmp_path, monkeypatch):
+    models.write_config(case_of("Qwen3VLForConditionalGeneration"), tmp_path)
+    e4m3, e5m2 = torch.float8_e4m3fn, torch.float8_e5m2
+    refuse_loaded(Runner(tmp_path, layers(), e4m3))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    refuse_loaded(Runner(tmp_path, layers(), e5m2, "cuda"))
+    with pytest.raises(UnsupportedServerError, match="8.9 or later, this one has 8.0: use --kv-cache-dtype fp8_e5m2"):
+        refuse_loaded(Runner(tmp_path, layers(), e4m3, "cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    refuse_loaded(Runner(tmp_path, layers(), e4m3, "cuda"))
+
+
+def test_factors_of_kv_are_those_that_flashinfer_is_told():
+    from tgvkv_sglang.sglang_seam.flashinfer_backend import kv_factors
+
+    model = layers()
+    first, second = model["a"], model["b"][0]
+    assert kv_factors(model) == [(1.0, 1.0), (1.0, 1.0)]
+    first.k_scale_float, first.v_scale_float, second.v_scale_float = 0.5, 2.0, 3.0
+    assert kv_factors(model) == kv_factors(torch.nn.ModuleList([second, first])) == [(0.5, 2.0), (1.0, 3.0)]
 
 
 def test_sglang_takes_the_clip_tower_of_llava_for_a_language_model():

@@ -72,7 +72,6 @@ def test_bad_retention_is_refused(model_dir, value):
         (("--disaggregation-mode", "prefill"), "--disaggregation-mode"),
         (("--pp-size", "2"), "--pp-size"),
         (("--enable-streaming-session",), "--enable-streaming-session"),
-        (("--kv-cache-dtype", "fp8_e5m2"), "--kv-cache-dtype"),
         (("--disable-radix-cache",), "--disable-radix-cache"),
         (("--decode-attention-backend", "torch_native"), "--decode-attention-backend"),
         (("--speculative-algorithm", "NGRAM"), "--speculative-algorithm"),
@@ -114,6 +113,7 @@ def test_supported_values_of_those_flags_are_accepted(model_dir):
                  "--cuda-graph-backend-prefill", "disabled", "--radix-eviction-policy", "lru")  # fmt: skip
     assert config_of(args) is not None
     assert (args.cuda_graph_config.decode.backend, args.cuda_graph_config.prefill.backend) == ("full", "disabled")
+    assert all(config_of(parse(model_dir, "--kv-cache-dtype", name)) for name in ("fp8_e4m3", "fp8_e5m2"))
 
 
 def test_a_flag_that_sglang_drops_without_cuda_is_refused_with_it(model_dir):

@@ -18,27 +18,27 @@ EPS = 1e-4
 GAP = 1e-3
 
 
-def assert_tokens(answer: Answer, turn: Turn) -> int:
+def assert_tokens(answer: Answer, turn: Turn, gap: float = GAP, eps: float = EPS) -> int:
     """Compare greedy tokens (and their log probabilities, if asked for) up to the oracle's first toss-up.
 
     Log probabilities tell what a step attended to where its token does not. Returns how many were compared.
     """
-    sure = next((i for i, gap in enumerate(turn.gaps) if gap < GAP), len(turn.gaps))
+    sure = next((i for i, one in enumerate(turn.gaps) if one < gap), len(turn.gaps))
     assert answer.ids[:sure] == turn.token_ids[:sure]
     if answer.logprobs:
-        np.testing.assert_allclose(answer.logprobs[:sure], turn.logprobs[:sure], atol=EPS, rtol=0)
+        np.testing.assert_allclose(answer.logprobs[:sure], turn.logprobs[:sure], atol=eps, rtol=0)
     return sure
 
 
-def assert_selection(server: Server, rid: str, selection: Selection, number: int = 0) -> dict:
+def assert_selection(server: Server, rid: str, selection: Selection, number: int = 0, eps: float = EPS) -> dict:
     """Compare a trace with the oracle's selection: what was scored, by what, how, and what was kept."""
     arrays, meta = server.trace(rid, number)
     assert arrays["vision_positions"].tolist() == list(selection.vision_positions)
     assert arrays["grounding_positions"].tolist() == list(selection.grounding_positions)
-    np.testing.assert_allclose(arrays["text_weights"], selection.text_weights, rtol=EPS)
-    np.testing.assert_allclose(arrays["scores"], selection.scores, rtol=EPS)
-    np.testing.assert_allclose(arrays["layer_mass"], selection.layer_mass, rtol=EPS)
-    check_kept(arrays["kept"], selection, EPS)
+    np.testing.assert_allclose(arrays["text_weights"], selection.text_weights, rtol=eps)
+    np.testing.assert_allclose(arrays["scores"], selection.scores, rtol=eps)
+    np.testing.assert_allclose(arrays["layer_mass"], selection.layer_mass, rtol=eps)
+    check_kept(arrays["kept"], selection, eps)
     assert_budget(arrays, meta, selection)
     return {**arrays, "meta": meta}
 

@@ -65,6 +65,14 @@ def pressure(request, model_dir, tmp_path_factory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def quantised(model_dir, tmp_path_factory) -> Iterator[Server]:
+    """KV of 8 bits, on FlashInfer (a stand-in) in decode graphs."""
+    flags = (*PRESSURE, "--kv-cache-dtype", "fp8_e4m3")
+    env = gpu_like_env(graphs=True)
+    yield from _serve(model_dir, tmp_path_factory.mktemp("quantised"), *flags, tokens=1500, env=env)
+
+
+@pytest.fixture(scope="module")
 def colliding(model_dir, tmp_path_factory) -> Iterator[Server]:
     """Every two pictures have the same pad id; prefills are chunked, memory is short, requests are retracted."""
     env = {**plugin_env("few_bits"), **RETRACT}

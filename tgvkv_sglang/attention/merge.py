@@ -21,6 +21,7 @@ def merge_views(
     """
     if step.units is None or step.units.units.shape[0] == 0:
         return
+    k_factor, v_factor = store.factors[layer]
     view_attention(
         q,
         store.k_flat,
@@ -28,7 +29,8 @@ def merge_views(
         step.units.units,
         step.units.indptr[layer, : len(step.holes.hidden) + 1],
         step.row_requests,
-        scale,
+        scale * k_factor,
         out,
         lse_b2,
+        v_scale=v_factor,
     )

@@ -6,6 +6,8 @@ row, which is why everything past selection speaks of units and never of (layer,
 
 from __future__ import annotations
 
+from typing import Sequence
+
 import torch
 from tgvkv_kernels.pack_units.api import pack_units
 
@@ -20,6 +22,11 @@ class UnitStore:
     Args:
         k: ``[L, slots, kv_heads, head_dim]`` contiguous.
         v: ``[L, slots, kv_heads, v_head_dim]`` contiguous.
+
+    Attributes:
+        k_flat, v_flat: ``[L * slots, kv_heads, dim]`` in the dtype that is stored (8 bits with quantised KV).
+        factors: of each layer, what its K and its V were divided by when they were stored; 1.0 unless :meth:`scale`.
+        k_scales: ``[L]`` float32 the factors of K on the device; None where all are 1.
 
     Raises:
         KVLayoutError: a tensor is not one contiguous block, or the unit ids would not fit 32 bits (kernels read int32).
@@ -37,11 +44,23 @@ class UnitStore:
         self.k_flat = k.flatten(0, 1)
         self.v_flat = v.flatten(0, 1)
         self._layer_rows = torch.arange(self.layers, device=k.device) * self.slots  # [L] the row of each layer's slot 0
+        self.factors: Sequence[tuple[float, float]] = [(1.0, 1.0)] * self.layers
+        self.k_scales: torch.Tensor | None = None
         self._stream: torch.cuda.Stream | None = None
 
     @property
     def device(self) -> torch.device:
         return self.k_flat.device
+
+    def scale(self, factors: Sequence[tuple[float, float]]) -> None:
+        """Whoever writes K and V divides them by these factors from now on, a pair for each layer."""
+        self.factors = list(factors)
+        keys = [k for k, _ in self.factors]
+        self.k_scales = None if set(keys) == {1.0} else torch.tensor(keys, dtype=torch.float32).to(self.device)
+
+    def keys(self, units: torch.Tensor, layer: int) -> torch.Tensor:
+        """K of some units of one layer as the model made it, float32 ``[n, kv_heads, head_dim]``."""
+        return self.k_flat[units].float() * self.factors[layer][0]
 
     def units_of(self, slots: torch.Tensor, layer: int | torch.Tensor) -> torch.Tensor:
         """Unit ids of one layer's share of ``slots`` (any int dtype, any shape); a tensor gives each slot its layer."""

@@ -38,6 +38,7 @@ class Model:
         layers: layers of this server.
         heads: query heads of the whole model (all tensor-parallel ranks). ranks: how many those are.
         reduce, reduce_max: sum and maximum of a tensor over tensor-parallel ranks; identity on one rank.
+        dtype: of its queries; None: that of the KV pool.
     """
 
     layers: int
@@ -45,6 +46,7 @@ class Model:
     reduce: Reduce = _identity
     reduce_max: Reduce = _identity
     ranks: int = 1
+    dtype: torch.dtype | None = None
 
     @property
     def rank_heads(self) -> int:
@@ -87,7 +89,7 @@ class LayerInputs:
         text_positions, vision_positions: ``[T]``, ``[V]`` int64 logical positions, on the device. A query sees what
             stands at its own position and before.
         text_units, vision_units: ``[T]``, ``[V]`` where their K and V lie in ``store``.
-        store: the KV pool.
+        store: the KV pool; its ``keys`` are K as the model made it.
         scale: softmax scale.
         model: number of heads in all, and reductions over ranks.
     """

@@ -76,10 +76,9 @@ class PrefillScoring:
         stash_bytes: a block of layers takes as many as fit into it, at least one.
     """
 
-    def __init__(
-        self, asks: Sequence[Ask], page_table: torch.Tensor, store: UnitStore, model: Model, stash_bytes: int
-    ):
+    def __init__(self, asks: Sequence[Ask], page_table: torch.Tensor, store: UnitStore, model: Model, stash_bytes: int):
         self._store, self._model = store, model
+        self._dtype = model.dtype or store.k_flat.dtype
         ends = sorted((ask for ask in asks if ask.last and ask.whole), key=lambda ask: ask.by)
         self._others = [ask for ask in asks if not ask.last]
         self._held: list[list[Piece]] = [[] for _ in self._others]
@@ -92,7 +91,7 @@ class PrefillScoring:
         self._rows, self._targets, places = packed.split([count, count, tokens + keys])
         slots = page_table.take(places) if ends else places
         self._groups = self._grouped(ends, *slots.split([tokens, keys]))
-        row_bytes = model.rank_heads * (store.k_flat.shape[-1] * store.k_flat.dtype.itemsize + 4)
+        row_bytes = model.rank_heads * (store.k_flat.shape[-1] * self._dtype.itemsize + 4)
         layer_bytes = count * row_bytes + sum(group.plan.layer_bytes for group in self._groups)
         self._block = min(model.layers, max(1, stash_bytes // layer_bytes)) if layer_bytes else model.layers
         self._first = self._next = 0
@@ -103,7 +102,7 @@ class PrefillScoring:
         for _, same in groupby(ends, key=lambda ask: ask.by):
             asks = list(same)
             positions = [[getattr(ask.grounding.asked, kind) for ask in asks] for kind in ("text", "vision")]
-            plan = ScorePlan(*positions, self._model.rank_heads, *keys.shape[1:], keys.dtype, keys.device)
+            plan = ScorePlan(*positions, self._model.rank_heads, *keys.shape[1:], self._dtype, keys.device)
             slots = text_slots[text : text + plan.text.keys], vision_slots[vision : vision + plan.vision.keys]
             groups.append(_Group(asks, [next(stashed) for _ in asks], *slots, plan))
             text, vision = text + plan.text.keys, vision + plan.vision.keys

@@ -39,10 +39,9 @@ class Tgv(Independent):
         store, model = block.store, block.model
         layers = block.first, store.slots, block.scale
         stash = block.plan, block.q, block.lse_b2
-        weights = batch_text_weights(*stash, store.k_flat, block.text_slots, *layers, total_q_heads=model.heads)
+        options = {"total_q_heads": model.heads, "k_scales": store.k_scales}
+        weights = batch_text_weights(*stash, store.k_flat, block.text_slots, *layers, **options)
         (weights,) = model.sums(weights)
-        scores, mass = batch_vision_scores(
-            *stash, weights, store.k_flat, block.vision_slots, *layers, total_q_heads=model.heads
-        )
+        scores, mass = batch_vision_scores(*stash, weights, store.k_flat, block.vision_slots, *layers, **options)
         scores, mass = model.sums(scores, mass)
         return BlockScores(scores, mass, [{"text_weights": weights[:, part]} for part in block.text_parts])

@@ -13,7 +13,7 @@ from typing import Iterator
 
 import torch
 from sglang.srt.layers.attention.flashinfer_backend import FlashInferAttnBackend
-from sglang.srt.layers.radix_attention import AttentionType
+from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.model_executor.model_runner import ModelRunner
@@ -50,6 +50,12 @@ def order_moves(store: UnitStore, model_runner: ModelRunner) -> None:
         store.move_on(model_runner.forward_stream)
 
 
+def kv_factors(model: torch.nn.Module) -> list[tuple[float, float]]:
+    """What each layer's K and V are divided by when they are stored, as the checkpoint says; FlashInfer is told too."""
+    layers = sorted((m for m in model.modules() if isinstance(m, RadixAttention)), key=lambda layer: layer.layer_id)
+    return [(layer.k_scale_float or 1.0, layer.v_scale_float or 1.0) for layer in layers]
+
+
 class TgvFlashInferBackend(FlashInferAttnBackend):
     """See the module docstring."""
 
@@ -62,10 +68,14 @@ class TgvFlashInferBackend(FlashInferAttnBackend):
                 "differ; on CUDA they must not: serve this model without --attention-backend tgvkv."
             )
         order_moves(self._store, model_runner)
+        self._store.scale(kv_factors(model_runner.model))
         model = model_of(model_runner)
         if self._store.device.type == "cuda":
             keys = self._store.k_flat
-            shape = ModelShape(model.rank_heads, *keys.shape[1:], keys.dtype, self._store.layers)
+            scaled = self._store.k_scales is not None
+            shape = ModelShape(
+                model.rank_heads, *keys.shape[1:], model_runner.dtype, self._store.layers, keys.dtype, scaled
+            )
             warm_up(shape, keys.device)
         self._first_layer = self.token_to_kv_pool.start_layer
         stash_bytes = config_of(model_runner.server_args).stash_bytes

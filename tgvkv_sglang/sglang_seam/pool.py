@@ -37,8 +37,8 @@ class TgvKVPool(MHATokenToKVPool):
 
     @property
     def store(self) -> UnitStore:
-        if getattr(self, "_store", None) is None:
-            self._store = UnitStore(self.k_all, self.v_all)
+        if getattr(self, "_store", None) is None:  # of 8-bit KV, stock keeps bytes
+            self._store = UnitStore(self.k_all.view(self.dtype), self.v_all.view(self.dtype))
         return self._store
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Callable
 
 import torch
+from tgvkv_kernels.common.checks import FP8
 
 from ..errors import UnsupportedServerError
 from ..flags import BACKEND
@@ -30,9 +31,9 @@ def _backends_differ(args: Any) -> bool:
             or args.attention_backend} != {BACKEND}  # fmt: skip
 
 
-def _kv_dtype_differs(args: Any) -> bool:
-    """Scores are computed from q and K of one dtype; ``auto`` takes the model's."""
-    if args.kv_cache_dtype == "auto":
+def _kv_dtype_unknown(args: Any) -> bool:
+    """Our kernels read KV in the dtype of the model or in 8 bits; ``auto`` takes the model's, or what it asks for."""
+    if args.kv_cache_dtype in ("auto", "fp8_e4m3", "fp8_e5m2"):
         return False
     return args.kv_cache_dtype not in ("bf16", "bfloat16") or args.get_model_config().dtype != torch.bfloat16
 
@@ -84,7 +85,8 @@ CHECKS: tuple[Check, ...] = (
     (_set("elastic_ep_backend"), "--elastic-ep-backend rewrites the radix cache's namespaces: leave it out."),
     (_flag("enable_streaming_session"), "--enable-streaming-session is not supported: leave it out."),
     (_flag("enable_session_radix_cache"), "--enable-session-radix-cache is not supported: leave it out."),
-    (_kv_dtype_differs, "--kv-cache-dtype {a.kv_cache_dtype} is not the model's dtype: use auto, or set --dtype too."),
+    (_kv_dtype_unknown, "--kv-cache-dtype {a.kv_cache_dtype} is neither the model's dtype nor fp8: use auto, fp8_e4m3 "
+                        "or fp8_e5m2, or set --dtype too."),
     (_set("kv_events_config"), "--kv-events-config is not supported: leave it out."),
     (_set("kv_canary", "none"), "--kv-canary {a.kv_canary} would report every evicted token: leave it out."),
     (_flag("enable_return_routed_experts"), "--enable-return-routed-experts looks tokens up by their KV slots, which "
@@ -131,11 +133,19 @@ def refuse_model(model_config: Any) -> None:
 def refuse_loaded(model_runner: Any) -> None:
     """Raise UnsupportedServerError for what only the loaded weights tell: the layers, and KV in another dtype."""
     _refuse_for(model_runner.model_config, unsupported_layer(model_runner.model))
-    if model_runner.kv_cache_dtype != model_runner.dtype:
+    kv_dtype = model_runner.kv_cache_dtype
+    if kv_dtype not in (model_runner.dtype, *FP8):
         raise UnsupportedServerError(
-            f"tgvkv: this checkpoint wants KV in {model_runner.kv_cache_dtype} beside a model in {model_runner.dtype}, "
-            "which cannot be scored: add --dtype bfloat16 --kv-cache-dtype bfloat16."
+            f"tgvkv: this checkpoint wants KV in {kv_dtype} beside a model in {model_runner.dtype}, which cannot be "
+            "scored: add --dtype bfloat16 --kv-cache-dtype bfloat16."
         )
+    if model_runner.device == "cuda" and kv_dtype == torch.float8_e4m3fn:
+        capability = torch.cuda.get_device_capability()
+        if capability < (8, 9):
+            raise UnsupportedServerError(
+                "tgvkv: KV in float8_e4m3fn needs a GPU of compute capability 8.9 or later, this one has "
+                f"{'.'.join(map(str, capability))}: use --kv-cache-dtype fp8_e5m2, or bfloat16."
+            )
 
 
 def _refuse_for(model_config: Any, reason: str | None) -> None:

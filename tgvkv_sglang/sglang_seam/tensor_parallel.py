@@ -24,13 +24,13 @@ def model_of(model_runner: ModelRunner) -> Model:
     Sums go through the group's own ``all_reduce``, which has its communicator already; it knows no maximum.
     """
     layers, heads = model_runner.token_to_kv_pool.store.layers, model_runner.model_config.num_attention_heads
-    group = get_parallel().attn_tp_group
+    group, dtype = get_parallel().attn_tp_group, model_runner.dtype
     if group.world_size == 1:
-        return Model(layers, heads)
+        return Model(layers, heads, dtype=dtype)
 
     def largest(tensor: torch.Tensor) -> torch.Tensor:
         tensor = tensor.contiguous()
         torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX, group.device_group)
         return tensor
 
-    return Model(layers, heads, lambda tensor: group.all_reduce(tensor.contiguous()), largest, group.world_size)
+    return Model(layers, heads, lambda tensor: group.all_reduce(tensor.contiguous()), largest, group.world_size, dtype)

@@ -116,9 +116,12 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, required=True)
     parser.add_argument("--head-dim", type=int, required=True)
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    parser.add_argument("--kv-dtype", choices=("float8_e4m3fn", "float8_e5m2"), help="of the KV pool, else --dtype")
+    parser.add_argument("--scaled", action="store_true", help="the checkpoint has factors for K and V")
     parser.add_argument("--layers", type=int, default=36)
     args = parser.parse_args()
-    shape = ModelShape(args.q_heads, args.kv_heads, args.head_dim, getattr(torch, args.dtype), args.layers)
+    dtypes = [None if name is None else getattr(torch, name) for name in (args.dtype, args.kv_dtype)]
+    shape = ModelShape(args.q_heads, args.kv_heads, args.head_dim, dtypes[0], args.layers, dtypes[1], args.scaled)
     with compile_only(args.arch) as compiled:
         warm_up(shape, "cpu")
     for name, kernels in compiled.items():

@@ -11,13 +11,23 @@ import torch
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model selects kernel variants. Heads are those of one tensor-parallel rank."""
+    """What of a model selects kernel variants. Heads are those of one tensor-parallel rank.
+
+    Attributes:
+        kv_dtype: of the storage; None: that of the model. scaled: layers have factors that K was divided by.
+    """
 
     q_heads: int
     kv_heads: int
     head_dim: int
     dtype: torch.dtype
     layers: int
+    kv_dtype: torch.dtype | None = None
+    scaled: bool = False
+
+    @property
+    def storage_dtype(self) -> torch.dtype:
+        return self.kv_dtype or self.dtype
 
 
 def warm_up(shape: ModelShape, device: torch.device | str) -> None:
@@ -32,14 +42,14 @@ def warm_up_attention(shape: ModelShape, device: torch.device | str) -> None:
 
     tokens, heads = 64, shape.q_heads
     q = torch.zeros(tokens, heads, shape.head_dim, dtype=shape.dtype, device=device)
-    flat = torch.zeros(tokens, shape.kv_heads, shape.head_dim, dtype=shape.dtype, device=device)
+    flat = torch.zeros(tokens, shape.kv_heads, shape.head_dim, dtype=shape.storage_dtype, device=device)
     lse = torch.zeros(tokens, heads, device=device)
     indptr = torch.zeros(tokens + 1, dtype=torch.int32, device=device)
     units = torch.zeros(4096, dtype=torch.int32, device=device)  # several chunks: decode then merges them
     positions = torch.zeros(tokens, dtype=torch.int64, device=device)
     _warm_up_scores(shape, q, lse, flat, positions)
     for row_map in (None, units[:tokens]):
-        launch_view_attention(q, flat, flat, units, indptr, row_map, 1.0, q.clone(), lse.clone())
+        launch_view_attention(q, flat, flat, units, indptr, row_map, 1.0, 1.0, q.clone(), lse.clone())
 
 
 def _warm_up_scores(shape: ModelShape, q, lse, flat, positions) -> None:
@@ -52,8 +62,9 @@ def _warm_up_scores(shape: ModelShape, q, lse, flat, positions) -> None:
     plan = ScorePlan([host], [host], *heads, shape.dtype, q.device)
     stash, lse_stash, weights = q[None].clone(), lse[None].clone(), lse[None, :, 0].contiguous()
     launch_stash_rows(q, lse, positions, positions, stash[0], lse_stash[0])
+    k_scales = torch.ones(shape.layers, device=q.device) if shape.scaled else None
     for slots in (positions, positions.int()):
-        where = (flat, slots, 0, flat.shape[0], 1.0, shape.q_heads)
+        where = (flat, k_scales, slots, 0, flat.shape[0], 1.0, shape.q_heads)
         for kind in KINDS:
             launch_column_sums(kind, plan, stash, lse_stash, weights if kind == "weighted" else None, *where)
 
@@ -64,7 +75,7 @@ def warm_up_moves(shape: ModelShape, device: torch.device | str) -> None:
     from tgvkv_kernels.pack_units.launch import launch_pack_units
     from tgvkv_kernels.select import launch as select
 
-    flat = torch.zeros(16, shape.kv_heads, shape.head_dim, dtype=shape.dtype, device=device)
+    flat = torch.zeros(16, shape.kv_heads, shape.head_dim, dtype=shape.storage_dtype, device=device)
     units = torch.zeros(16, dtype=torch.int32, device=device)
     for ids in (units, units.long()):
         launch_pack_units(flat, flat, ids, ids)  # every unit onto itself: all are 0

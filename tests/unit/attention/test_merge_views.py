@@ -13,15 +13,20 @@ CPU = torch.device("cpu")
 LAYERS, SLOTS, SCALE = 2, 12, 0.25
 
 
-@pytest.fixture
-def store():
+@pytest.fixture(params=[torch.float32, torch.float8_e4m3fn], ids=str)
+def store(request):
     torch.manual_seed(0)
-    return UnitStore(torch.randn(LAYERS, SLOTS, 2, 16), torch.randn(LAYERS, SLOTS, 2, 16))
+    made = UnitStore(*(torch.randn(LAYERS, SLOTS, 2, 16).to(request.param) for _ in range(2)))
+    if request.param == torch.float8_e4m3fn:
+        made.scale([(9.0, 9.0), (0.5, 3.0)])
+    return made
 
 
 def attend(q, store, units):
     """Output and base-2 LSE of ``q [Hq, D]`` over units, in float64."""
-    keys, values = (flat[units].double().repeat_interleave(2, dim=1) for flat in (store.k_flat, store.v_flat))
+    (factors,) = {store.factors[unit // SLOTS] for unit in units}
+    keys, values = (flat[units].double().repeat_interleave(2, dim=1) * factor
+                    for flat, factor in zip((store.k_flat, store.v_flat), factors, strict=True))  # fmt: skip
     logits = torch.einsum("hd,nhd->hn", q.double(), keys) * SCALE
     return torch.einsum("hn,nhd->hd", logits.softmax(-1), values), torch.log2(logits.exp().sum(-1))
 

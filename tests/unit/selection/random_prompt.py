@@ -25,15 +25,33 @@ MODEL = Model(LAYERS, Q_HEADS)
 
 
 class Prompt:
-    """Random queries and a shuffled row of slots, everything in float64."""
+    """Random queries and a shuffled row of slots, everything in float64; or KV of 8 bits, divided by ``factors``."""
 
-    def __init__(self, seed: int = 0):
+    def __init__(self, seed: int = 0, factors: list[tuple[float, float]] | None = None):
         rng = torch.Generator().manual_seed(seed)
         random = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64)  # noqa: E731
         slots = 2 * N
         self.store = UnitStore(random(LAYERS, slots, KV_HEADS, DIM), random(LAYERS, slots, KV_HEADS, DIM + 1))
+        self._true: UnitStore | None = None
+        if factors is not None:
+            self._quantise(slots, factors)
         self.q = random(LAYERS, N, Q_HEADS, DIM)
         self.row = 1 + torch.randperm(slots - 1, generator=rng)[:N].to(torch.int32)
+
+    def _quantise(self, slots: int, factors: list[tuple[float, float]]) -> None:
+        """``store`` is what a server keeps, ``true`` what it stands for, in float64."""
+        stored, true = [], []
+        for flat, kind in ((self.store.k_flat, 0), (self.store.v_flat, 1)):
+            divisors = torch.tensor([pair[kind] for pair in factors], dtype=torch.float64)[:, None, None, None]
+            stored.append((flat.view(LAYERS, slots, *flat.shape[1:]) / divisors).to(torch.float8_e4m3fn))
+            true.append(stored[-1].double() * divisors)
+        self.store, self._true = UnitStore(*stored), UnitStore(*true)
+        self.store.scale(factors)
+
+    @property
+    def true(self) -> UnitStore:
+        """K and V as the model made them."""
+        return self._true or self.store
 
     def beside(self, seed: int) -> "Prompt":
         """Another prompt in the same pool: other queries, the same slots in another order."""
@@ -46,14 +64,14 @@ class Prompt:
 
         A row's LSE has the same bits in every chunking, so that what scoring makes of it can be compared to the bit.
         """
-        keys = KeyRows(self.row, None, self.store).layer(layer)
-        lse_e = row_lse_e(self.q[layer], keys, self.store, visible(torch.arange(N), keys), SCALE)
+        keys = KeyRows(self.row, None, self.true).layer(layer)
+        lse_e = row_lse_e(self.q[layer], keys, self.true, visible(torch.arange(N), keys), SCALE)
         return self.q[layer, begin:end], lse_e[begin:end]
 
     def dense(self, layer: int, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Attention by numpy loops over heads: weights [Hq, n, n], outputs [n, Hq, Dv], natural LSE [n, Hq]."""
         units = layer * self.store.slots + self.row.numpy()
-        k, v = self.store.k_flat.numpy()[units], self.store.v_flat.numpy()[units]
+        k, v = self.true.k_flat.numpy()[units], self.true.v_flat.numpy()[units]
         weights, outputs, lses = [], [], []
         for head in range(Q_HEADS):
             kv = head // (Q_HEADS // KV_HEADS)

@@ -55,6 +55,36 @@ def test_scores_equal_the_oracle_however_the_prefill_is_cut(cuts, start):
     assert choice.mask().tolist() == oracle.kept.tolist() and choice.budget == oracle.budget.tolist()
 
 
+@pytest.mark.parametrize("policy", ["tgv", "layer by layer"])
+def test_scores_of_quantised_kv_are_those_of_what_it_stands_for(policy):
+    """Each layer's K is divided by another factor; queries are in float64, as they would be in the model's dtype."""
+    prompt = Prompt(4, factors=[(0.05, 1.0), (2.0, 3.0), (0.7, 0.1)])
+    attention = attention_of(prompt)
+    oracle = select(attention, KINDS, 0.3)
+    options = {} if policy == "tgv" else {"policy": OfKeys()}
+    chosen = prompt.ground([6, 14, 18, 20], model=Model(LAYERS, Q_HEADS, dtype=torch.float64), **options).chosen
+    if policy == "tgv":
+        np.testing.assert_allclose(chosen.scores.numpy(), oracle.scores, rtol=5e-6)
+        np.testing.assert_allclose(chosen.mass.numpy(), oracle.layer_mass, rtol=5e-6)
+    else:
+        keys = prompt.true.k_flat.view(LAYERS, -1, KV_HEADS, DIM)[:, prompt.row[oracle.vision_positions].long()]
+        np.testing.assert_allclose(chosen.scores.numpy(), keys.abs().sum((2, 3)).numpy(), rtol=5e-6)
+
+
+def test_the_stash_is_reckoned_in_the_dtype_of_queries():
+    """Not in that of KV, which is smaller when it is quantised: 4528 bytes a layer, not 944."""
+    blocks = []
+
+    class Counted(Tgv):
+        def score(self, block):
+            blocks.append(block.layers)
+            return super().score(block)
+
+    prompt = Prompt(4, factors=[(1.0, 1.0)] * LAYERS)
+    prompt.ground([], stash_bytes=5000, policy=Counted(), model=Model(LAYERS, Q_HEADS, dtype=torch.float64))
+    assert blocks == [1, 1, 1]
+
+
 @pytest.mark.parametrize("cuts", [[13], [6, 14, 18, 20], list(range(1, N))], ids=str)
 def test_chunks_change_no_bit(cuts):
     assert same_bits(Prompt().ground(cuts), Prompt().ground([]))
@@ -91,6 +121,14 @@ class Mean(LayerByLayer):
         assert torch.equal(layer.store.units_of(layer.vision_units - layer.layer * layer.store.slots, layer.layer),
                            layer.vision_units)  # fmt: skip
         scores = layer.vision_positions.float() * (1 + layer.layer)
+        return LayerScores(scores, scores.mean(), {"text_weights": layer.lse_e.float().sum(1)})
+
+
+class OfKeys(Mean):
+    """Each vision token is worth the size of its key."""
+
+    def score_layer(self, layer: LayerInputs) -> LayerScores:
+        scores = layer.store.keys(layer.vision_units, layer.layer).abs().sum((1, 2))
         return LayerScores(scores, scores.mean(), {"text_weights": layer.lse_e.float().sum(1)})
 
 
@@ -175,9 +213,10 @@ def test_without_every_chunk_nothing_is_chosen():
         grounding.choice()
 
 
+@pytest.mark.parametrize("factors", [None, [(1.0, 1.0)] * LAYERS], ids=["float64", "e4m3"])
 @pytest.mark.parametrize("packed", [False, True])
-def test_attention_through_views_is_dense_attention_with_a_mask_per_layer(packed):
-    prompt = Prompt(3)
+def test_attention_through_views_is_dense_attention_with_a_mask_per_layer(packed, factors):
+    prompt = Prompt(3, factors)
     rng = np.random.default_rng(3)
     kept = {span: torch.from_numpy(rng.random((LAYERS, len(span))) < 0.4) for span in SPANS}
     want = []

@@ -17,6 +17,7 @@ from tgvkv_kernels.common.checks import (
     check_kernel_float,
     check_same_device,
     check_shape,
+    check_storage_dtype,
 )
 from tgvkv_kernels.common.dispatch import use_triton
 from tgvkv_kernels.common.errors import KernelInputError
@@ -33,6 +34,7 @@ def batch_text_weights(
     scale: float,
     *,
     total_q_heads: int | None = None,
+    k_scales: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> torch.Tensor:
     """Weight of each text token in each of L layers: ``w_t = (sum_{q>=t} A[q,t]) / #{q>=t}``, ``A`` the mean over
@@ -43,12 +45,13 @@ def batch_text_weights(
     Args:
         plan: of this batch. q: ``[L, T, Hq, D]`` contiguous, the stash (`tgvkv_kernels.stash_rows`), rotary embedding
             applied. lse_b2: ``[L, T, Hq]`` float32 contiguous, LSE of each query's *whole* attention row, base 2.
-        k_flat: ``[layers*slots, Hkv, D]`` flat key storage, dtype of ``q``.
+        k_flat: ``[layers*slots, Hkv, D]`` flat key storage, dtype of ``q`` or one of `FP8`.
         text_slots: ``[T]`` int32 or int64 slot of each token.
         first_layer, slots_per_layer: the stash holds the storage's layers ``first_layer .. first_layer+L-1``.
         scale: softmax scale.
         total_q_heads: heads of the whole model under tensor parallelism; the mean divides by it, so that the ranks'
             results sum to the weights. Default: ``Hq``.
+        k_scales: ``[layers of the storage]`` float32, what each layer's K was divided by when it was stored; None: 1.
         backend: see `tgvkv_kernels.common.dispatch.use_triton`.
 
     Returns:
@@ -57,16 +60,16 @@ def batch_text_weights(
     Raises:
         KernelInputError: shapes, dtypes, heads, layers or devices that do not fit.
     """
-    heads = _check(plan, q, lse_b2, k_flat, text_slots, first_layer, slots_per_layer, total_q_heads)
+    heads = _check(plan, q, lse_b2, k_flat, text_slots, first_layer, slots_per_layer, total_q_heads, k_scales)
     check_shape("text_slots", text_slots, (q.shape[1],))
     if not use_triton(backend, q.device):
-        units = _first_units(q, first_layer, slots_per_layer)
-        return batch_text_weights_reference(plan, q, lse_b2, k_flat, text_slots, units, scale, heads)
+        layers = _layers(q, first_layer, slots_per_layer, scale, k_scales)
+        return batch_text_weights_reference(plan, q, lse_b2, k_flat, text_slots, layers, heads)
     from tgvkv_kernels.batch_scores.launch import launch_column_sums
 
     check_kernel_float("q", q)
     layer_args = (first_layer, slots_per_layer, scale, heads)
-    return launch_column_sums("text", plan, q, lse_b2, None, k_flat, text_slots.contiguous(), *layer_args)[0]
+    return launch_column_sums("text", plan, q, lse_b2, None, k_flat, k_scales, text_slots.contiguous(), *layer_args)[0]
 
 
 def batch_vision_scores(
@@ -81,6 +84,7 @@ def batch_vision_scores(
     scale: float,
     *,
     total_q_heads: int | None = None,
+    k_scales: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of the vision tokens and text-to-vision masses in each of L layers (TGV-KV, TWR and TVB).
@@ -101,19 +105,19 @@ def batch_vision_scores(
     Raises:
         KernelInputError: shapes, dtypes, heads, layers or devices that do not fit.
     """
-    heads = _check(plan, q, lse_b2, k_flat, vision_slots, first_layer, slots_per_layer, total_q_heads)
+    heads = _check(plan, q, lse_b2, k_flat, vision_slots, first_layer, slots_per_layer, total_q_heads, k_scales)
     check_shape("w", w, tuple(q.shape[:2]))
     check_shape("vision_slots", vision_slots, (plan.vision.keys,))
     check_same_device(q=q, w=w)
     if not use_triton(backend, q.device):
-        units = _first_units(q, first_layer, slots_per_layer)
-        return batch_vision_scores_reference(plan, q, lse_b2, w, k_flat, vision_slots, units, scale, heads)
+        layers = _layers(q, first_layer, slots_per_layer, scale, k_scales)
+        return batch_vision_scores_reference(plan, q, lse_b2, w, k_flat, vision_slots, layers, heads)
     from tgvkv_kernels.batch_scores.launch import launch_column_sums
 
     check_kernel_float("q", q)
     slots = vision_slots.contiguous()
     layer_args = (first_layer, slots_per_layer, scale, heads)
-    return launch_column_sums("weighted", plan, q, lse_b2, w.contiguous(), k_flat, slots, *layer_args)
+    return launch_column_sums("weighted", plan, q, lse_b2, w.contiguous(), k_flat, k_scales, slots, *layer_args)
 
 
 def batch_peak_scores(
@@ -128,6 +132,7 @@ def batch_peak_scores(
     *,
     power: int | None = None,
     total_q_heads: int | None = None,
+    k_scales: torch.Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores of the vision tokens by what any single head and query makes of them, and masses, in each of L layers.
@@ -150,24 +155,27 @@ def batch_peak_scores(
     """
     if power not in (None, 4):
         raise KernelInputError(f"power={power!r} is neither None (the largest) nor 4 (the sum of fourth powers)")
-    heads = _check(plan, q, lse_b2, k_flat, vision_slots, first_layer, slots_per_layer, total_q_heads)
+    heads = _check(plan, q, lse_b2, k_flat, vision_slots, first_layer, slots_per_layer, total_q_heads, k_scales)
     check_shape("vision_slots", vision_slots, (plan.vision.keys,))
     if not use_triton(backend, q.device):
-        units = _first_units(q, first_layer, slots_per_layer)
-        return batch_peak_scores_reference(plan, q, lse_b2, k_flat, vision_slots, units, scale, heads, power)
+        layers = _layers(q, first_layer, slots_per_layer, scale, k_scales)
+        return batch_peak_scores_reference(plan, q, lse_b2, k_flat, vision_slots, layers, heads, power)
     from tgvkv_kernels.batch_scores.launch import launch_column_sums
 
     check_kernel_float("q", q)
     kind = "peak" if power is None else "peak4"
     layer_args = (first_layer, slots_per_layer, scale, heads)
-    return launch_column_sums(kind, plan, q, lse_b2, None, k_flat, vision_slots.contiguous(), *layer_args)
+    return launch_column_sums(kind, plan, q, lse_b2, None, k_flat, k_scales, vision_slots.contiguous(), *layer_args)
 
 
-def _first_units(q: torch.Tensor, first_layer: int, slots_per_layer: int) -> list[int]:
-    return [(first_layer + layer) * slots_per_layer for layer in range(q.shape[0])]
+def _layers(q, first_layer, slots_per_layer, scale, k_scales) -> list[tuple[int, float]]:
+    """Of each layer of the stash, the unit of its slot 0 and its softmax scale over what is stored."""
+    layers = range(first_layer, first_layer + q.shape[0])
+    factors = [1.0] * len(layers) if k_scales is None else k_scales[layers.start : layers.stop].tolist()
+    return [(layer * slots_per_layer, scale * factor) for layer, factor in zip(layers, factors, strict=True)]
 
 
-def _check(plan, q, lse_b2, k_flat, slots, first_layer, slots_per_layer, total_q_heads) -> int:
+def _check(plan, q, lse_b2, k_flat, slots, first_layer, slots_per_layer, total_q_heads, k_scales) -> int:
     """Checks what all share; returns the heads to divide by."""
     tokens = plan.text.keys
     check_shape("q", q, (None, tokens, None, None))
@@ -181,8 +189,7 @@ def _check(plan, q, lse_b2, k_flat, slots, first_layer, slots_per_layer, total_q
         if not tensor.is_contiguous():
             raise KernelInputError(f"{name} has strides {tensor.stride()}: the stash must be contiguous")
     check_dtype("slots", slots, INDEX_DTYPES)
-    if k_flat.dtype != q.dtype:
-        raise KernelInputError(f"k_flat is {k_flat.dtype} but q is {q.dtype}: use one dtype for queries and keys")
+    check_storage_dtype("k_flat", k_flat, q)
     if first_layer < 0 or (first_layer + layers) * slots_per_layer > k_flat.shape[0]:
         raise KernelInputError(
             f"layers {first_layer}..{first_layer + layers - 1} of {slots_per_layer} slots lie outside the storage of "
@@ -190,7 +197,10 @@ def _check(plan, q, lse_b2, k_flat, slots, first_layer, slots_per_layer, total_q
         )
     if slots.device.type == "cpu" and not 0 <= int(slots.min()) <= int(slots.max()) < slots_per_layer:
         raise KernelInputError(f"slots {int(slots.min())}..{int(slots.max())} lie outside 0..{slots_per_layer - 1}")
-    check_same_device(q=q, lse_b2=lse_b2, k_flat=k_flat, slots=slots, plan=plan.text.work)
+    if k_scales is not None:
+        check_shape("k_scales", k_scales, (k_flat.shape[0] // slots_per_layer,))
+        check_dtype("k_scales", k_scales, (torch.float32,))
+    check_same_device(q=q, lse_b2=lse_b2, k_flat=k_flat, k_scales=k_scales, slots=slots, plan=plan.text.work)
     heads = q_heads if total_q_heads is None else total_q_heads
     if heads < q_heads:
         raise KernelInputError(f"total_q_heads={heads} is below this rank's {q_heads} query heads")

@@ -16,7 +16,7 @@ LARGEST = tl.constexpr(2.0**100)
 
 @triton.jit(
     do_not_specialize=["T", "P", "first_layer", "slots_per_layer", "scale_log2"],
-    do_not_specialize_on_alignment=["p_work", "p_w", "p_slots", "p_first", "p_part", "p_mass"],
+    do_not_specialize_on_alignment=["p_work", "p_w", "p_slots", "p_first", "p_part", "p_mass", "p_k_scale"],
 )
 def column_sums_kernel(
     p_work,  # [n, 8] int32, see plan.Pieces
@@ -24,6 +24,7 @@ def column_sums_kernel(
     p_lse,  # [L, T, Hq] base 2
     p_w,  # [L, T] float32; "weighted" only
     p_k,  # [units, Hkv, D]
+    p_k_scale,  # [layers of the storage] float32, or None
     p_slots,  # [N] slot of each key
     p_first,  # [N] int32: the request's first token that sees the key; "text": unused
     p_part,  # [L, Hkv * P] float32
@@ -72,6 +73,8 @@ def column_sums_kernel(
         end_key = min(end_key, (i_tile * BM + BM - 1) // G + 1)  # keys after the tile's last token: none is seen
     elif KIND == "weighted":
         b_w = tl.load(p_w + line, mask=m_row, other=0.0).to(tl.float32)
+    if p_k_scale is not None:
+        scale_log2 *= tl.load(p_k_scale + first_layer + i_l)
     first_unit = (first_layer + i_l).to(tl.int64) * slots_per_layer
     p_sums = p_part + i_l.to(tl.int64) * kv_heads * P + partial * kv_heads + (i_tile * kv_heads + i_h) * keys
     b_mass = tl.zeros([BN], dtype=tl.float32)
@@ -82,7 +85,7 @@ def column_sums_kernel(
         # [BN]; a text token sees itself
         first = key if KIND == "text" else tl.load(p_first + key_begin + key, mask=m_key, other=NEVER)
         b_k = load_flat_rows(p_k, first_unit + slot, i_h, m_key, s_k, D, BD)  # [BN, BD]
-        b_logit = tl.dot(b_k, tl.trans(b_q), input_precision="tf32x3")  # [BN, BM]
+        b_logit = tl.dot(b_k.to(b_q.dtype), tl.trans(b_q), input_precision="tf32x3")  # [BN, BM]
         b_a = tl.exp2(b_logit * scale_log2 - b_lse_b2[None, :])
         b_a = tl.where(first[:, None] * G <= row[None, :], b_a, 0.0)
         b_all = tl.sum(b_a, axis=1)  # [BN]

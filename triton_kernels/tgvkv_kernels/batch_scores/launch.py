@@ -35,6 +35,7 @@ def launch_column_sums(
     lse_b2: torch.Tensor,
     w: torch.Tensor | None,
     k_flat: torch.Tensor,
+    k_scales: torch.Tensor | None,
     slots: torch.Tensor,
     first_layer: int,
     slots_per_layer: int,
@@ -57,7 +58,7 @@ def launch_column_sums(
     mass = out if text else torch.empty(layers, requests, dtype=torch.float32, device=device)
     config = column_config(plan.row_tile, head_dim, q.element_size())
     column_sums_kernel[(count, kv_heads, layers)](
-        pieces.work, q, lse_b2, lse_b2 if w is None else w, k_flat, slots, plan.first_text, part, mass_part,
+        pieces.work, q, lse_b2, lse_b2 if w is None else w, k_flat, k_scales, slots, plan.first_text, part, mass_part,
         tokens, pieces.partials, first_layer, slots_per_layer, float(scale) * LOG2_E, k_flat.stride(0),
         G=group, D=head_dim, KIND=kind, **config,
     )  # fmt: skip

@@ -23,10 +23,10 @@ def attention_chunks(q, lse_b2, keys, visible, scale) -> Iterator[tuple[slice, t
         yield rows, torch.where(visible[rows], attention, 0.0)
 
 
-def batch_text_weights_reference(plan, q, lse_b2, k_flat, slots, first_unit, scale, heads) -> torch.Tensor:
-    """See `tgvkv_kernels.batch_scores.api.batch_text_weights`; ``first_unit [L]``: unit of each layer's slot 0."""
+def batch_text_weights_reference(plan, q, lse_b2, k_flat, slots, layers, heads) -> torch.Tensor:
+    """See `tgvkv_kernels.batch_scores.api.batch_text_weights`; ``layers [L]``: unit of slot 0, and scale."""
     weights = []
-    for layer, base in enumerate(first_unit):
+    for layer, (base, scale) in enumerate(layers):
         for rows in _slices(plan.text_lens):
             keys = k_flat[slots[rows].long() + base]
             token = torch.arange(rows.stop - rows.start, device=q.device)
@@ -38,34 +38,34 @@ def batch_text_weights_reference(plan, q, lse_b2, k_flat, slots, first_unit, sca
 
 
 def batch_vision_scores_reference(
-    plan, q, lse_b2, w, k_flat, slots, first_unit, scale, heads
+    plan, q, lse_b2, w, k_flat, slots, layers, heads
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `tgvkv_kernels.batch_scores.api.batch_vision_scores`; ``first_unit [L]``: unit of each layer's slot 0."""
+    """See `tgvkv_kernels.batch_scores.api.batch_vision_scores`; ``layers [L]``: unit of slot 0, and scale."""
 
     def score(column, own, rows, attention):
         return column + w[own][rows].to(attention.dtype) @ attention.sum(0) / heads
 
-    return _vision_columns(plan, q, lse_b2, k_flat, slots, first_unit, scale, heads, score)
+    return _vision_columns(plan, q, lse_b2, k_flat, slots, layers, heads, score)
 
 
 def batch_peak_scores_reference(
-    plan, q, lse_b2, k_flat, slots, first_unit, scale, heads, power
+    plan, q, lse_b2, k_flat, slots, layers, heads, power
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `tgvkv_kernels.batch_scores.api.batch_peak_scores`; ``first_unit [L]``: unit of each layer's slot 0."""
+    """See `tgvkv_kernels.batch_scores.api.batch_peak_scores`; ``layers [L]``: unit of slot 0, and scale."""
 
     def score(column, own, rows, attention):
         if power is None:
             return torch.maximum(column, attention.amax((0, 1)))
         return column + (attention**power).sum((0, 1))
 
-    return _vision_columns(plan, q, lse_b2, k_flat, slots, first_unit, scale, heads, score)
+    return _vision_columns(plan, q, lse_b2, k_flat, slots, layers, heads, score)
 
 
-def _vision_columns(plan, q, lse_b2, k_flat, slots, first_unit, scale, heads, score):
+def _vision_columns(plan, q, lse_b2, k_flat, slots, layers, heads, score):
     """Scores and masses; ``score(column [n], own, rows, attention [Hq, rows, n])`` takes in some query rows: ``own``
     selects the layer and request in the stash, ``rows`` them in the request."""
     scores, masses = [], []
-    for layer, base in enumerate(first_unit):
+    for layer, (base, scale) in enumerate(layers):
         for tokens, columns in zip(_slices(plan.text_lens), _slices(plan.vision_lens), strict=True):
             keys = k_flat[slots[columns].long() + base]
             token = torch.arange(tokens.stop - tokens.start, device=q.device)
@@ -78,8 +78,7 @@ def _vision_columns(plan, q, lse_b2, k_flat, slots, first_unit, scale, heads, sc
                 mass = mass + attention.sum() / heads
             scores.append(column)
             masses.append(torch.where(column.isfinite().all(), mass, torch.nan))
-    layers = q.shape[0]
-    return torch.cat(scores).view(layers, -1), torch.stack(masses).view(layers, -1)
+    return torch.cat(scores).view(len(layers), -1), torch.stack(masses).view(len(layers), -1)
 
 
 def _slices(lengths) -> list[slice]:

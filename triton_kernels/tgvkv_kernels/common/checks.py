@@ -6,6 +6,7 @@ from tgvkv_kernels.common.errors import KernelInputError
 
 INT32_LIMIT = 2**31
 INDEX_DTYPES = (torch.int32, torch.int64)
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)  # storage may hold either beside queries of any dtype
 
 
 def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int | None, ...]) -> None:
@@ -28,6 +29,11 @@ def check_dtype(name: str, tensor: torch.Tensor, allowed: tuple[torch.dtype, ...
 def check_float(name: str, tensor: torch.Tensor) -> None:
     """Raise unless the dtype is a floating point type with at least 16 bits."""
     check_dtype(name, tensor, (torch.float16, torch.bfloat16, torch.float32, torch.float64))
+
+
+def check_storage_dtype(name: str, flat: torch.Tensor, q: torch.Tensor) -> None:
+    """Raise unless the storage holds numbers of the queries' dtype, or of 8 bits."""
+    check_dtype(name, flat, (q.dtype, *FP8))
 
 
 def check_kernel_float(name: str, tensor: torch.Tensor) -> None:

@@ -12,6 +12,7 @@ from tgvkv_kernels.common.checks import (
     check_last_dim_contiguous,
     check_same_device,
     check_shape,
+    check_storage_dtype,
     check_units,
 )
 from tgvkv_kernels.common.dispatch import use_triton
@@ -30,6 +31,7 @@ def view_attention(
     out: torch.Tensor,
     lse_b2: torch.Tensor,
     *,
+    v_scale: float = 1.0,
     backend: str = "auto",
 ) -> None:
     """Add each query row's attention over its request's view units to the dense part of the same row, in place (no
@@ -40,16 +42,17 @@ def view_attention(
 
     Args:
         q: ``[R, Hq, D]`` queries.
-        k_flat, v_flat: ``[L*slots, Hkv, D]`` flat storage, dtype of ``q``.
+        k_flat, v_flat: ``[L*slots, Hkv, D]`` flat storage, dtype of ``q`` or one of `FP8`.
         units: ``[N]`` int32 or int64 flat unit ids of this layer; entries past ``indptr[B]`` are never read, so a table
             of fixed capacity may be passed.
         indptr: ``[B+1]`` int32; request ``b`` owns ``units[indptr[b]:indptr[b+1]]`` (may be empty).
         row_to_request: ``[R]`` int32 request of each row, -1 for none; ``None``: row ``b`` is request ``b`` (decode).
             Any order is correct; rows of one request next to each other share their loads.
-        scale: softmax scale.
+        scale: softmax scale; times the factor that K was divided by when it was stored.
         out: ``[R, Hq, D]`` (dtype of ``q``) the dense part's output; overwritten with that of the whole row.
         lse_b2: ``[R, Hq]`` float32 the dense part's LSE in base 2 (FlashInfer's), -inf where it had no keys (its output
             may then hold anything); overwritten likewise. Rows without units keep both, bit for bit.
+        v_scale: what V was divided by when it was stored, above 0.
         backend: see `tgvkv_kernels.common.dispatch.use_triton`.
 
     Raises:
@@ -59,14 +62,14 @@ def view_attention(
     if units.shape[0] == 0 or q.shape[0] == 0:
         return
     if not use_triton(backend, q.device):
-        view_attention_reference(q, k_flat, v_flat, units, indptr, row_to_request, scale, out, lse_b2)
+        view_attention_reference(q, k_flat, v_flat, units, indptr, row_to_request, scale, v_scale, out, lse_b2)
         return
     from tgvkv_kernels.view_attention.launch import launch_view_attention
 
     check_kernel_float("q", q)
     for name, tensor in (("q", q), ("out", out), ("lse_b2", lse_b2)):
         check_last_dim_contiguous(name, tensor)
-    launch_view_attention(q, k_flat, v_flat, units, indptr, row_to_request, scale, out, lse_b2)
+    launch_view_attention(q, k_flat, v_flat, units, indptr, row_to_request, scale, v_scale, out, lse_b2)
 
 
 def _check(q, k_flat, v_flat, units, indptr, row_to_request, out, lse_b2) -> None:
@@ -91,9 +94,9 @@ def _check(q, k_flat, v_flat, units, indptr, row_to_request, out, lse_b2) -> Non
     check_shape("out", out, (rows, q_heads, head_dim))
     check_shape("lse_b2", lse_b2, (rows, q_heads))
     check_dtype("lse_b2", lse_b2, (torch.float32, torch.float64))
-    for name, tensor in (("k_flat", k_flat), ("v_flat", v_flat), ("out", out)):
-        if tensor.dtype != q.dtype:
-            raise KernelInputError(f"{name} is {tensor.dtype} but q is {q.dtype}: they must agree")
+    for name, tensor in (("k_flat", k_flat), ("v_flat", v_flat)):
+        check_storage_dtype(name, tensor, q)
+    check_dtype("out", out, (q.dtype,))
     tensors = {"q": q, "k_flat": k_flat, "v_flat": v_flat, "units": units, "indptr": indptr, "out": out}
     check_same_device(**tensors, row_to_request=row_to_request, lse_b2=lse_b2)
 

@@ -76,13 +76,13 @@ def attend_units(
         m_unit = index < end
         unit = tl.load(p_units + index, mask=m_unit, other=0)  # [BN]
         b_k = load_flat_rows(p_k, unit, i_h, m_unit, s_k, D, BD)  # [BN, BD]
-        b_logit = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale_log2
+        b_logit = tl.dot(b_q, tl.trans(b_k.to(b_q.dtype)), input_precision="tf32x3") * scale_log2
         b_logit = tl.where(m_row[:, None] & m_unit[None, :], b_logit, float("-inf"))
         b_new_top = tl.maximum(b_top, tl.max(b_logit, axis=1))
         b_shift = tl.where(b_new_top == float("-inf"), 0.0, b_new_top)  # rows of other requests: stay empty
         b_p = tl.exp2(b_logit - b_shift[:, None])
         b_keep = tl.exp2(b_top - b_shift)
-        b_v = load_flat_rows(p_v, unit, i_h, m_unit, s_v, D, BD)  # [BN, BD]
+        b_v = load_flat_rows(p_v, unit, i_h, m_unit, s_v, D, BD).to(b_q.dtype)  # [BN, BD]
         b_total = b_total * b_keep + tl.sum(b_p, axis=1)
         b_acc = b_acc * b_keep[:, None] + tl.dot(b_p.to(b_v.dtype), b_v, input_precision="tf32x3")
         b_top = b_new_top
@@ -90,11 +90,12 @@ def attend_units(
 
 
 @triton.jit
-def normalise(b_top, b_total, b_acc):
-    """Output ``[BM, BD]`` and LSE ``[BM]`` base 2 of an online softmax; 0 and -inf where nothing was seen."""
+def normalise(b_top, b_total, b_acc, v_scale):
+    """Output ``[BM, BD]`` times ``v_scale`` and LSE ``[BM]`` base 2 of an online softmax; 0 and -inf where nothing was
+    seen."""
     m_some = b_total > 0
     b_divisor = tl.where(m_some, b_total, 1.0)
-    return b_acc / b_divisor[:, None], tl.where(m_some, b_top + tl.log2(b_divisor), float("-inf"))
+    return b_acc / (b_divisor / v_scale)[:, None], tl.where(m_some, b_top + tl.log2(b_divisor), float("-inf"))
 
 
 @triton.jit
@@ -133,7 +134,7 @@ def merge_into_dense(
 
 
 @triton.jit(
-    do_not_specialize=["B", "scale_log2"],
+    do_not_specialize=["B", "scale_log2", "v_scale"],
     # A layer's bounds are a row of one table for all layers, so they start at any 4 bytes.
     do_not_specialize_on_alignment=["p_units", "p_indptr"],
 )
@@ -149,6 +150,7 @@ def view_decode_kernel(
     p_part_lse,  # [chunks of the longest request, B, Hq] base 2
     B,
     scale_log2,
+    v_scale,
     s_qt,
     s_qh,
     s_k,
@@ -187,7 +189,7 @@ def view_decode_kernel(
             b_q, b_top, b_total, b_acc, m_head, p_k, p_v, p_units, start, min(end, start + length), i_h, s_k, s_v,
             scale_log2, D, BD, BN,
         )  # fmt: skip
-        b_out, b_lse_b2 = normalise(b_top, b_total, b_acc)
+        b_out, b_lse_b2 = normalise(b_top, b_total, b_acc, v_scale)
         if end - begin <= length:
             merge_into_dense(b_out, b_lse_b2, row, head, m_head, p_out, p_lse, s_ot, s_oh, s_lt, D, BD)
         else:
@@ -238,13 +240,13 @@ def view_merge_kernel(
             b_total = b_total * b_keep + b_weight
             b_acc = b_acc * b_keep[:, None] + b_part * b_weight[:, None]
             b_top = b_new_top
-        b_out, b_lse_b2 = normalise(b_top, b_total, b_acc)
+        b_out, b_lse_b2 = normalise(b_top, b_total, b_acc, 1.0)
         row = tl.full([BH], 0, dtype=tl.int32) + i_request
         merge_into_dense(b_out, b_lse_b2, row, head, m_head, p_out, p_lse, s_ot, s_oh, s_lt, D, BD)
 
 
 @triton.jit(
-    do_not_specialize=["R", "scale_log2"],
+    do_not_specialize=["R", "scale_log2", "v_scale"],
     do_not_specialize_on_alignment=["p_units", "p_indptr", "p_row_request"],
 )
 def view_prefill_kernel(
@@ -258,6 +260,7 @@ def view_prefill_kernel(
     p_lse,  # [R, Hq] base 2
     R,
     scale_log2,
+    v_scale,
     s_qt,
     s_qh,
     s_k,
@@ -292,5 +295,5 @@ def view_prefill_kernel(
             b_q, b_top, b_total, b_acc, request == i_request, p_k, p_v, p_units, begin, end, i_h, s_k, s_v,
             scale_log2, D, BD, BN,
         )  # fmt: skip
-    b_out, b_lse_b2 = normalise(b_top, b_total, b_acc)
+    b_out, b_lse_b2 = normalise(b_top, b_total, b_acc, v_scale)
     merge_into_dense(b_out, b_lse_b2, row, head, m_row, p_out, p_lse, s_ot, s_oh, s_lt, D, BD)

@@ -59,6 +59,7 @@ def launch_view_attention(
     indptr: torch.Tensor,
     row_to_request: torch.Tensor | None,
     scale: float,
+    v_scale: float,
     out: torch.Tensor,
     lse_b2: torch.Tensor,
 ) -> None:
@@ -76,7 +77,7 @@ def launch_view_attention(
     if row_to_request is not None:
         config = prefill_config(group, head_dim, itemsize)
         view_prefill_kernel[(ceil_div(rows, config["ROWS"]), kv_heads)](
-            q, k_flat, v_flat, units, indptr, row_to_request, out, lse_b2, rows, scale_log2, *strides,
+            q, k_flat, v_flat, units, indptr, row_to_request, out, lse_b2, rows, scale_log2, float(v_scale), *strides,
             G=group, D=head_dim, **config,
         )  # fmt: skip
         return
@@ -86,7 +87,8 @@ def launch_view_attention(
     config = decode_config(group, head_dim, itemsize)
     programs = min(most_chunks(rows, units.shape[0]), ceil_div(DECODE_PROGRAMS, kv_heads))
     view_decode_kernel[(programs, kv_heads)](
-        q, k_flat, v_flat, units, indptr, out, lse_b2, part_out, part_lse, rows, scale_log2, *strides,
+        q, k_flat, v_flat, units, indptr, out, lse_b2, part_out, part_lse, rows, scale_log2,
+        float(v_scale), *strides,
         G=group, D=head_dim, **config,
     )  # fmt: skip
     if parts == 1:

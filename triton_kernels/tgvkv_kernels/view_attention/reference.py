@@ -26,6 +26,7 @@ def view_attention_reference(
     indptr: torch.Tensor,
     row_to_request: torch.Tensor | None,
     scale: float,
+    v_scale: float,
     out: torch.Tensor,
     lse_b2: torch.Tensor,
 ) -> None:
@@ -38,6 +39,6 @@ def view_attention_reference(
         ids = units[begin:end].long()
         view_out, view_lse_e = attend(q[rows], k_flat[ids], v_flat[ids], scale)
         dense_lse_e = lse_b2[rows].to(view_lse_e.dtype) * LN2
-        merged, merged_lse_e = merge_by_lse(view_out, view_lse_e, out[rows], dense_lse_e)
+        merged, merged_lse_e = merge_by_lse(view_out * v_scale, view_lse_e, out[rows], dense_lse_e)
         out[rows] = merged.to(out.dtype)
         lse_b2[rows] = (merged_lse_e * LOG2_E).to(lse_b2.dtype)
