@@ -176,7 +176,7 @@ def test_what_only_the_weights_tell_is_refused_too(tmp_path):
 
 
 def test_sglang_takes_the_clip_tower_of_llava_for_a_language_model():
-    """Why docs/support.md sends LLaVA-1.5 through the transformers backend; when this fails, it need not."""
+    """Why docs/support.md calls LLaVA-1.5 not servable; when this fails, it may be."""
     llava = LlavaForConditionalGeneration.__new__(LlavaForConditionalGeneration)
     tower = llava._get_sgl_model_cls(CLIPVisionConfig(), AutoModel)
     assert tower.__module__ == "sglang.srt.models.transformers" and issubclass(tower, TransformersBase)
