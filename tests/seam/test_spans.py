@@ -23,7 +23,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang.srt.utils.hf_transformers_utils import get_processor
 
 from tests.models.checks import pictures
-from tests.models.families import BY_NAME, FAMILIES
+from tests.models.families import BY_NAME
 from tests.models.family import Family
 from tests.models.omni import AUDIO
 from tests.seam.one_process import arguments
@@ -106,7 +106,7 @@ def runs_of(mask: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
-@pytest.mark.parametrize("name", [family.name for family in FAMILIES])
+@pytest.mark.parametrize("name", list(BY_NAME))
 def test_spans_are_where_the_family_has_vision_tokens(opened, name):
     """Two pictures of different sizes with text around them."""
     with opened(name) as processor:
