@@ -45,5 +45,6 @@ UNTRIED = (
             "its MoE layers ask the CUDA driver whether a graph is being captured, which fails without a driver; and "
             + REMOTE + "accepted by its configuration"),
     Untried("DeepSeek-OCR", "DeepseekOCRForCausalLM",
-            "its tower has the full size whatever the configuration says (1 024 pixels, 0.4 G parameters)"),
+            "not tried: its towers have their full size whatever the configuration says (SAM with 12 layers, CLIP with "
+            "24, 1 024 pixels)"),
 )  # fmt: skip
