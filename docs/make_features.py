@@ -14,8 +14,8 @@ HEAD = """# Beside SGLang's other features
 Written by `python docs/make_features.py` from `tgvkv_sglang/data/features.json`; do not edit.
 
 *Tested*: the tests named show it, on a CPU, those under `tests/server` on a live server. *Refused*: at start-up with a
-sentence that names the flag, or with HTTP 400. *Not tried*: nothing is known to stand in the way, and nothing shows that
-it works.
+sentence that names the flag, or with HTTP 400. *Not tried*: nothing is known to stand in the way, and nothing shows
+that it works.
 
 | feature | flag or field | state | how | tests |
 |---|---|---|---|---|
