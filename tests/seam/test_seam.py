@@ -100,6 +100,8 @@ def test_bad_retention_is_refused(model_dir, value):
         (("--enable-hisparse",), "--enable-hisparse"),
         (("--enable-flexkv",), "--enable-flexkv"),
         (("--enable-two-batch-overlap",), "--enable-two-batch-overlap"),
+        (("--encoder-only",), "--encoder-only.*without --attention-backend tgvkv"),
+        (("--language-only",), "--language-only.*leave it out"),
     ],
 )
 def test_impossible_combinations_are_refused(model_dir, flags, word):

@@ -27,6 +27,8 @@ BACKENDS = {
     "flashinfer": ((), gpu_like_env()),
     "graphs": ((), gpu_like_env(graphs=True)),
 }
+FEATURES = (*OURS, "--tgvkv-retention", "0.1", "--dp-size", "2", "--grammar-backend", "llguidance",
+            "--enable-priority-scheduling", "--default-priority-value", "0", "--max-running-requests", "2")  # fmt: skip
 RETRACT = {"SGLANG_TEST_RETRACT": "1"}
 
 
@@ -89,6 +91,12 @@ def tensor_parallel(model_dir, tmp_path_factory) -> Iterator[Server]:
     flags = (*PRESSURE, "--tp-size", "2")
     env = {**RETRACT, "SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
     yield from _serve(model_dir, tmp_path_factory.mktemp("tp"), *flags, tokens=1500, env=env)
+
+
+@pytest.fixture(scope="module")
+def features(model_dir, tmp_path_factory) -> Iterator[Server]:
+    """Two data-parallel ranks that run two requests each at most, a grammar backend that a CPU can use, priorities."""
+    yield from _serve(model_dir, tmp_path_factory.mktemp("features"), *FEATURES, tokens=3000)
 
 
 @pytest.fixture(scope="session")

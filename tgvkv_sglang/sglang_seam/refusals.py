@@ -96,6 +96,10 @@ CHECKS: tuple[Check, ...] = (
     (_flag("smg_grpc_mode"), "--smg-grpc-mode bypasses request validation: serve HTTP."),
     (_flag("enable_pdmux"), "--enable-pdmux is not supported: leave it out."),
     (_flag("enable_two_batch_overlap"), "--enable-two-batch-overlap is not supported: leave it out."),
+    (_flag("encoder_only"), "--encoder-only serves no answers and has no KV: start it without --attention-backend "
+                            "tgvkv."),
+    (_flag("language_only"), "--language-only takes pictures from encoders on other servers, which was never tried "
+                             "with eviction: leave it out, pictures are encoded here."),
     (_flag("disable_radix_cache"), "--disable-radix-cache is not supported: tgvkv is built on the radix cache."),
 )  # fmt: skip
 
