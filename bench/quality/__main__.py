@@ -67,7 +67,7 @@ def cells_of(args: argparse.Namespace) -> list[C.Cell]:
     if not args.policies:
         return C.unique(C.default_plan() if args.plan == "default" else C.full_plan())
     ways = [(r, b, reclaim) for reclaim in args.reclaim for b in args.budgets for r in args.retentions]
-    return C.unique(C.Cell(policy, *way) for policy in args.policies for way in ways)
+    return C.unique(C.cell(policy, *way) for policy in args.policies for way in ways)
 
 
 class Bench:

@@ -47,18 +47,20 @@ class Cell:
         return asdict(self)
 
 
-def bounds(reclaim: str) -> list[Cell]:
-    return [Cell(FULL, "1"), Cell(FLOOR, "0"), Cell(EVIDENCE, reclaim=reclaim)]
+ALL, NONE = Cell(FULL, "1"), Cell(FLOOR, "0")
+
+
+def cell(policy: str, *way: str) -> Cell:
+    """A cell of the command line; the bounds are each one cell, whatever the rest says."""
+    return {FULL: ALL, FLOOR: NONE}.get(policy) or Cell(policy, *way)
 
 
 def default_plan() -> Iterator[Cell]:
-    """All policies at 5 and 2 %, some at every retention, budget rules for two, both ways to reclaim."""
-    yield from bounds("pressure")
-    for policy in POLICIES:
-        yield from (Cell(policy, retention) for retention in (AT, "0.02"))
-    yield Cell(EVIDENCE, "0.02")
+    """All policies at 5 %, some at every retention, budget rules for two, both ways to reclaim."""
+    yield from (ALL, NONE, Cell(EVIDENCE))
+    yield from (Cell(policy) for policy in POLICIES)
     for policy in SWEPT:
-        yield from (Cell(policy, retention) for retention in RETENTIONS if retention not in (AT, "0.02"))
+        yield from (Cell(policy, retention) for retention in RETENTIONS)
     for policy in ("tgv", "peak-last"):
         yield from (Cell(policy, budget=rule) for rule in RULES)
     yield from (Cell(policy, reclaim="eager") for policy in (*SWEPT, EVIDENCE))
@@ -66,7 +68,7 @@ def default_plan() -> Iterator[Cell]:
 
 def full_plan() -> Iterator[Cell]:
     """Everything: every policy with every rule at every retention, both ways to reclaim (many hours)."""
-    yield from bounds("pressure")
+    yield from (ALL, NONE)
     for reclaim in ("pressure", "eager"):
         for retention in RETENTIONS:
             yield Cell(EVIDENCE, retention, reclaim=reclaim)

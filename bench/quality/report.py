@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Iterable
 
 from bench.quality.boards import BOARDS, TURNS
-from bench.quality.cells import AT, EVIDENCE, FLOOR, FULL, RETENTIONS, RULES, SWEPT, Cell
+from bench.quality.cells import ALL, AT, EVIDENCE, NONE, RETENTIONS, RULES, SWEPT, Cell
 from bench.quality.score import paired, share_of, word_share
 from tgvkv_sglang.registry import POLICIES
 
@@ -46,8 +46,8 @@ def policies_table(runs: Runs, board: str, retention: str = AT, reclaim: str = "
     cells = [Cell(policy, retention, reclaim=reclaim) for policy in POLICIES]
     done = [cell for cell in cells if (board, cell) in runs]
     done.sort(key=lambda cell: -share_of(runs[board, cell])[0])
-    bounds = [Cell(FULL, "1"), Cell(EVIDENCE, retention, reclaim=reclaim)]
-    order = [cell for cell in (*bounds, *done, Cell(FLOOR, "0")) if (board, cell) in runs]
+    bounds = [ALL, Cell(EVIDENCE, retention, reclaim=reclaim)]
+    order = [cell for cell in (*bounds, *done, NONE) if (board, cell) in runs]
     base = runs.get((board, Cell(BASE, retention, reclaim=reclaim)))
     head = [f"{board}, {100 * float(retention):g} %", "exact", *(f"turn {turn + 1}" for turn in range(TURNS)), "words",
             f"exact, over `{BASE}`"]  # fmt: skip
@@ -104,10 +104,10 @@ def plot(runs: Runs, path: Path) -> None:
             at, shares = [100 * r for r, _ in found], [[100 * value for value in share] for _, share in found]
             axis.plot(at, [share[0] for share in shares], marker="o", color=f"C{i}", label=policy)
             axis.fill_between(at, *zip(*(share[1:] for share in shares), strict=True), color=f"C{i}", alpha=0.12)
-        for policy, style in ((FULL, "-"), (FLOOR, ":")):
-            run = runs.get((board, Cell(policy, "1" if policy == FULL else "0")))
+        for cell, style in ((ALL, "-"), (NONE, ":")):
+            run = runs.get((board, cell))
             if run:
-                axis.axhline(100 * share_of(run)[0], color="grey", linestyle=style, label=policy)
+                axis.axhline(100 * share_of(run)[0], color="grey", linestyle=style, label=cell.title)
         axis.set(xscale="log", title=f"{board} boards", xlabel="vision KV kept (%)")
         axis.set_xticks([100 * float(r) for r in RETENTIONS], [f"{100 * float(r):g}" for r in RETENTIONS])
         axis.minorticks_off()

@@ -76,7 +76,7 @@ def test_the_default_plan_has_every_policy_and_all_its_options_are_valid(monkeyp
     assert {cell.budget for cell in plan} <= set(BUDGETS) and {cell.reclaim for cell in plan} == {"pressure", "eager"}
     for cell in plan:
         RequestOptions.from_custom_params(cell.options())
-    assert set(plan) <= set(C.full_plan()) | {C.Cell(C.EVIDENCE, "0.02")}
+    assert set(plan) <= set(C.full_plan())
 
 
 def test_cells_of_the_command_line():
@@ -128,7 +128,7 @@ def test_paired_differences_are_those_of_the_same_chats():
 
 
 def test_tables_name_every_policy_and_order_them():
-    runs = {("sparse", C.Cell("full", "1")): run_of("1111"), ("sparse", C.Cell("floor", "0")): run_of("0000"),
+    runs = {("sparse", C.ALL): run_of("1111"), ("sparse", C.NONE): run_of("0000"),
             ("sparse", C.Cell("tgv")): run_of("1100"), ("sparse", C.Cell("peak")): run_of("1110"),
             ("sparse", C.Cell("peak", "0.02")): run_of("1000")}  # fmt: skip
     runs = {pair: {key: rows * TURNS for key, rows in run.items()} for pair, run in runs.items()}
@@ -196,7 +196,7 @@ def test_the_replay_says_what_the_oracle_says():
     from tgvkv_sglang.demo.scenes import render
     from training.demo_model.probes import Probe, chat_messages
 
-    cells = [C.Cell("full", "1"), C.Cell("tgv", "0.05"), C.Cell("tgv", "0.02", reclaim="eager")]
+    cells = [C.ALL, C.Cell("tgv", "0.05"), C.Cell("tgv", "0.02", reclaim="eager")]
     oracle = load(DEMO_MODEL, dtype=torch.float32, image_backend="pil")
     compared = 0
     for seed in range(3):
