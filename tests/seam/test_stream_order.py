@@ -227,6 +227,6 @@ def test_the_backend_asks_for_the_order(model_dir, monkeypatch):
     backend.req_to_token_pool = SimpleNamespace(req_to_token=torch.zeros(2, 8, dtype=torch.int32))
     backend.decode_cuda_graph_metadata, backend.indices_updater_decode = {}, SimpleNamespace(update=NOTHING)
     with configured(model_dir) as args:
-        runner = SimpleNamespace(server_args=args)
+        runner = SimpleNamespace(server_args=args, model=torch.nn.Module())
         backend.__init__(runner)
     assert asked == [(backend.token_to_kv_pool.store, runner)]
