@@ -37,8 +37,9 @@ def ask(server, text, images, **options) -> list[Answer]:
 
 
 def test_parallel_samples_share_the_picture_and_its_view(eager, oracle):
-    """SGLang computes the prompt once for all of them; reclaim is eager: the samples go on through the packed view. They
-    compute the prompt's last token again, through the view: only their first log-probability tells."""
+    """SGLang computes the prompt once for all of them; reclaim is eager: the samples go on through the packed view.
+
+    They compute the prompt's last token again, through the view: only their first log-probability tells."""
     image, text = make_image(700, 192, 160), chat(about_images("What stands left?"))
     eager.flush()
     answers = ask(eager, text, [image], n=3, retention=RETENTION, fields={"return_logprob": True})
