@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import requests
 
-from tests.server.compare import EPS, assert_selection, assert_tokens, ids_of
+from tests.server.compare import assert_selection, assert_tokens, ids_of
 from tgvkv_sglang.testing.images import data_url, make_image
 from tgvkv_sglang.testing.prompts import about_images, chat
 from tgvkv_sglang.testing.server import Answer
@@ -34,21 +34,6 @@ def ask(server, text, images, **options) -> list[Answer]:
 
 
 # -- what any server can be asked for --------------------------------------------------------------------------------
-
-
-def test_parallel_samples_share_the_picture_and_its_view(eager, oracle):
-    """SGLang computes the prompt once for all of them; reclaim is eager: the samples go on through the packed view.
-
-    They compute the prompt's last token again, through the view: only their first log-probability tells."""
-    image, text = make_image(700, 192, 160), chat(about_images("What stands left?"))
-    eager.flush()
-    answers = ask(eager, text, [image], n=3, retention=RETENTION, fields={"return_logprob": True})
-    turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 16, retention=RETENTION)
-    assert len(answers) == 3
-    for answer in answers:
-        assert answer.cached == answer.meta["prompt_tokens"] - 1
-        assert answer.ids[:8] == turn.token_ids[:8]
-        np.testing.assert_allclose(answer.logprobs[1:8], turn.logprobs[1:8], atol=EPS, rtol=0)
 
 
 def test_parallel_samples_differ_and_are_choices_of_a_chat(eager):
