@@ -46,11 +46,11 @@ SCOPES = {
 }
 
 
+@lru_cache(maxsize=1)
 def _others() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
-@lru_cache(maxsize=1)
 def policy_names() -> tuple[str, ...]:
     """What ``--tgvkv-policy`` takes in this environment, our own first. A name of ours cannot be taken over."""
     return (*POLICIES, *sorted(_others().keys() - POLICIES.keys()))
@@ -81,6 +81,12 @@ def load_policy(name: str) -> Any:
         rules = ", ".join(BUDGET_RULES)
         raise ConfigError(f"--tgvkv-policy {name}: the attribute budget of {point.value} must be one of {rules}")
     return policy
+
+
+def refresh() -> None:
+    """Look for other packages' policies anew: what the import path holds has changed."""
+    _others.cache_clear()
+    load_policy.cache_clear()
 
 
 def rule_name(budget: str, policy: str) -> str:

@@ -20,7 +20,7 @@ from tgvkv_sglang.config import RequestOptions, TgvConfig
 from tgvkv_sglang.demo.bundle import DEMO_MODEL
 from tgvkv_sglang.demo.scenes import render
 from tgvkv_sglang.kv.store import UnitStore
-from tgvkv_sglang.registry import POLICIES, load_budget_rule, load_policy, load_scope, policy_names
+from tgvkv_sglang.registry import POLICIES, load_budget_rule, load_policy, load_scope, refresh
 from tgvkv_sglang.selection.choose import Quota
 from tgvkv_sglang.selection.grounding import Grounding
 from tgvkv_sglang.selection.policy import Merging, Model
@@ -58,7 +58,7 @@ class Replay:
 
     def __init__(self, cells: Sequence[Cell], drops: bool = False):
         sys.path.insert(0, str(EVIDENCE_POLICY))
-        policy_names.cache_clear()  # the command line has asked for them before
+        refresh()
         self.attention = _Attention()
         AttentionInterface.register(NAME, self.attention)
         self.processor = AutoProcessor.from_pretrained(DEMO_MODEL)

@@ -16,9 +16,10 @@ from bench.quality import cells as C
 from bench.quality.__main__ import Bench, agreement, arguments, cells_of, settings
 from bench.quality.boards import BOARDS, CLASSES, REPORTED, TURNS, chat, evidence, vision_tokens
 from bench.quality.evidence_policy.tgvkv_evidence import Evidence
-from bench.quality.live import SLACK, ask
+from bench.quality.live import EVIDENCE_POLICY, SLACK, ask
 from bench.quality.report import policies_table, retentions_table, rules_table, tables
 from bench.quality.score import exact_of, mark, paired, share_of, wilson, word_share
+from tests.registered import other_packages
 from tests.unit.selection.random_prompt import LAYERS, Prompt
 from tgvkv_sglang.config import RequestOptions
 from tgvkv_sglang.registry import BUDGETS, POLICIES
@@ -69,13 +70,12 @@ def test_the_evidence_policy_keeps_what_the_requests_name_says():
 
 
 def test_the_default_plan_has_every_policy_and_all_its_options_are_valid(monkeypatch):
-    monkeypatch.setitem(POLICIES, C.EVIDENCE, "bench.quality.evidence_policy.tgvkv_evidence:Evidence")
-    monkeypatch.setattr("tgvkv_sglang.config.policy_names", lambda: tuple(POLICIES))
     plan = C.unique(C.default_plan())
-    assert {cell.policy for cell in plan} >= {*POLICIES, C.FULL, C.FLOOR}
+    assert {cell.policy for cell in plan} >= {*POLICIES, C.EVIDENCE, C.FULL, C.FLOOR}
     assert {cell.budget for cell in plan} <= set(BUDGETS) and {cell.reclaim for cell in plan} == {"pressure", "eager"}
-    for cell in plan:
-        RequestOptions.from_custom_params(cell.options())
+    with other_packages(monkeypatch, EVIDENCE_POLICY):
+        for cell in plan:
+            RequestOptions.from_custom_params(cell.options())
     assert set(plan) <= set(C.full_plan())
 
 
@@ -188,7 +188,7 @@ def test_what_is_done_is_not_repeated(tmp_path):
 
 
 @pytest.mark.model
-def test_the_replay_says_what_the_oracle_says():
+def test_the_replay_says_what_the_oracle_says(monkeypatch):
     """Turn by turn, both ways to reclaim: decoded KV stays as it is as far as the answer was the true one."""
     from bench.quality.replay import Replay
     from tests.oracle.oracle import load
@@ -201,7 +201,8 @@ def test_the_replay_says_what_the_oracle_says():
     compared = 0
     for seed in range(3):
         one = chat("sparse", seed)
-        held = Replay(cells).hold(one)
+        with other_packages(monkeypatch, EVIDENCE_POLICY):
+            held = Replay(cells).hold(one)
         for cell, said in zip(cells, held, strict=True):
             retention = None if cell.policy == "full" else cell.retention
             state = None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.registered import other_packages
 from tests.unit.selection.random_prompt import LAYERS, SPANS, N, Prompt
 from tgvkv_sglang import registry
 from tgvkv_sglang.config import TgvConfig
@@ -30,20 +31,15 @@ class Unfinished(Tgv):
 @pytest.fixture
 def installed(monkeypatch):
     """Registers entry points as an installed package does; takes (name, value) pairs."""
-    monkeypatch.syspath_prepend(str(EXAMPLE))
-    caches = (registry.policy_names, registry.load_policy)
 
     def install(**points: str) -> None:
         found = EntryPoints(EntryPoint(name, value, registry.GROUP) for name, value in points.items())
         monkeypatch.setattr(registry, "entry_points", lambda group: found.select(group=group))
-        for cache in caches:
-            cache.cache_clear()
+        registry.refresh()
 
-    yield install
-    monkeypatch.undo()
+    with other_packages(monkeypatch, EXAMPLE):
+        yield install
     sys.modules.pop("loudest", None)
-    for cache in caches:
-        cache.cache_clear()
 
 
 def test_ours_are_found_by_name():
