@@ -45,7 +45,9 @@ TRIED = """
 `python -m bench.models` (`bench/results/models-cpu.json`): a tiny checkpoint of the architecture, with its own
 configuration, tokenizer and processor made by transformers' classes and random weights, on a live server in float32.
 
-- *stock*: at retention 1.0 the tokens, `cached_tokens` and prompt lengths of stock SGLang.
+- *stock*: at retention 1.0 the tokens, `cached_tokens` and prompt lengths of stock SGLang. Stock serves LLaVA in
+  Hugging Face's format through transformers' classes, with radix cache and chunked prefill turned off. With tgvkv both
+  are on; compared are the tokens of plain transformers, from a checkpoint with weights under their published names.
 - *kept set*: of a question about one image. Where its vision tokens are equals what the family's own processor says;
   scores, masses and the kept set equal the brute-force oracle's on attention recomputed in float64 from the q and K
   that the layers were given; every decode step's output equals float64 attention over all text and what was kept.
@@ -55,9 +57,9 @@ configuration, tokenizer and processor made by transformers' classes and random 
 - *spans*: a question before a picture and between two, up to thirty pictures, a picture at the very end, a second
   picture in a later turn.
 
-Loading real weights is SGLang's own and not tried; nor is anything that needs CUDA in a tower, nor a video on a live
-server (SGLang's decoding pins memory, which needs CUDA; its spans are checked without a server in
-`tests/seam/test_spans.py`).
+Weights of all but LLaVA are drawn in the server: loading them is SGLang's own and not tried; nor is anything that needs
+CUDA in a tower, nor a video on a live server (SGLang's decoding pins memory, which needs CUDA; its spans are checked
+without a server in `tests/seam/test_spans.py`).
 
 | family | flags | {columns} | remarks |
 |---|---|{rules}---|

@@ -25,6 +25,16 @@ def gpu_like_env(graphs: bool = False) -> dict[str, str]:
     return {**env, "GPU_LIKE_GRAPHS": "1"} if graphs else env
 
 
+def interpreted_env() -> dict[str, str]:
+    """Environment of a ``gpu_like`` server process in which Triton's interpreter runs our kernels."""
+    return {**gpu_like_env(), "TRITON_INTERPRET": "1"}
+
+
+def interpreted_kernels(log: str) -> set[str]:
+    """Kernels that a server's interpreter ran, as :mod:`tests.fakes.interpreted` says in its log."""
+    return set(re.findall(r"the interpreter runs (\w+)", log))
+
+
 def spoiled_env(graphs: bool = False) -> dict[str, str]:
     """Environment of a server process that computes bad scores for requests named ``spoiled-nan-...`` and the like.
 

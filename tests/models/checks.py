@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from tests.models.family import Family
+from tests.models.plain import plain_answers
 from tests.models.recording import Conversation, read
 from tests.oracle.selection import check_kept
 from tgvkv_sglang.testing.images import make_image, make_pair
@@ -80,10 +81,14 @@ def stock_prompts(family: Family) -> list[dict[str, Any]]:
     ]
 
 
+ANSWER = 24
+"""Tokens of each answer."""
+
+
 def answers(family: Family, server: Server, **more: Any) -> list[tuple[list[int], int, int]]:
     """(token ids, cached tokens, prompt tokens) of the prompts, one after the other from an empty cache."""
     server.flush()
-    said = [server.generate(**job, max_new_tokens=24, **more) for job in stock_prompts(family)]
+    said = [server.generate(**job, max_new_tokens=ANSWER, **more) for job in stock_prompts(family)]
     return [(answer.ids, answer.cached, answer.meta["prompt_tokens"]) for answer in said]
 
 
@@ -92,6 +97,18 @@ def equals_stock(bench: Bench, stock: list[tuple[list[int], int, int]]) -> str:
     assert ours == [tuple(answer) for answer in stock]
     assert sum(cached for _, cached, _ in ours) > 0 and len({tuple(ids) for ids, _, _ in ours}) >= 4
     return f"{len(ours)} prompts, {sum(len(ids) for ids, _, _ in ours)} tokens"
+
+
+def equals_transformers(bench: Bench) -> str:
+    """The same tokens wherever transformers itself is sure; prefixes with pictures come from the cache."""
+    ours = answers(bench.family, bench.server, retention=1.0)
+    plain = plain_answers(bench.model, stock_prompts(bench.family), ANSWER)
+    assert [ids[: len(sure)] for (ids, _, _), sure in zip(ours, plain, strict=True)] == plain
+    compared = sum(len(sure) for sure in plain)
+    assert compared >= 0.8 * ANSWER * len(plain) and len({tuple(sure) for sure in plain}) >= 4
+    whole = bench.layout(stock_prompts(bench.family)[1]["text"], pictures(bench.family, 1, seed=900))
+    assert ours[3][1] == len(whole), "the follow-up has all of the first prompt from the cache"
+    return f"{len(ours)} prompts, {compared} tokens (plain transformers)"
 
 
 # -- (b) and (c) what is kept, and what decode reads ------------------------------------------------------------------

@@ -9,13 +9,11 @@ from tests.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
     *qwen.FAMILIES, *internvl.FAMILIES, *glm.FAMILIES, *mistral.FAMILIES, *minicpm.FAMILIES,
-    *paddle.FAMILIES, *omni.FAMILIES,
+    *paddle.FAMILIES, *omni.FAMILIES, *llava.FAMILIES,
 )  # fmt: skip
-WITHOUT_SERVER: tuple[Family, ...] = llava.FAMILIES
-"""Families that stock SGLang cannot serve; their processors are tried (``tests/seam/test_spans.py``)."""
-BY_NAME = {family.name: family for family in (*FAMILIES, *WITHOUT_SERVER)}
-SMOKE = ("Qwen3-VL", "InternVL3", "Mistral Small 3.x")
-"""What ``make test`` tries: one run of tokens a picture, tiles, and rows with a token after each."""
+BY_NAME = {family.name: family for family in FAMILIES}
+SMOKE = ("Qwen3-VL", "InternVL3", "Mistral Small 3.x", "LLaVA-1.5")
+"""What ``make test`` tries: one run of tokens a picture, tiles, rows with a token after each, transformers' classes."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +26,7 @@ class Untried:
 
 
 REMOTE = "its processor is remote code of the checkpoint, which is not at hand; "
-BACKEND = (
-    "stock SGLang 0.5.17's transformers backend ends with the first picture: the model is given SGLang's pad ids and "
-    "finds no image token (`Image features and image tokens do not match, tokens: 0`); spans are checked without it"
-)
 UNTRIED = (
-    Untried("LLaVA-1.5", "LlavaForConditionalGeneration",
-            "stock SGLang 0.5.17 cannot load it: it takes transformers' CLIP tower for a language model "
-            "(`'Conv2d' object has no attribute 'num_embeddings'`); with `--model-impl transformers`, " + BACKEND),
-    Untried("LLaVA-NeXT", "LlavaNextForConditionalGeneration", BACKEND),
-    Untried("LLaVA-OneVision", "LlavaOnevisionForConditionalGeneration", BACKEND),
     Untried("LLaVA-1.5, NeXT, OneVision (first format)", "LlavaLlamaForCausalLM",
             "their `load_weights` fetches the tower by name and moves it with `.cuda()`; not on a CPU"),
     Untried("Phi-4-MM", "Phi4MMForCausalLM", REMOTE + "accepted by its configuration"),

@@ -1,7 +1,7 @@
 """What a family of models is, to the checks: how a tiny checkpoint of it is written, and where its vision tokens are.
 
 A checkpoint has the configuration, tokenizer and processor of its architecture, made with transformers' own classes,
-and no weights: the server draws them (:mod:`tests.fakes.observed`), so that loading real weights is not tried here.
+and mostly no weights: the server draws them (:mod:`tests.fakes.observed`).
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Family:
         flags: further flags of every server.
         item_a_picture: each picture is hashed by itself; else all of a prompt together, so that its KV is found
             again only where the other pictures are the same.
+        weights: the checkpoint has weights; then retention 1.0 is compared with plain transformers instead of stock.
         note: what a reader of the table must know.
     """
 
@@ -61,6 +62,7 @@ class Family:
     small: tuple[int, int] | None = None
     flags: tuple[str, ...] = ()
     item_a_picture: bool = True
+    weights: bool = False
     note: str = ""
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.models.family import Family, by_processor, text_config
+from tests.models.plain import write_weights
 
 SPECIAL = ("<image>",)
 CLIP = {
@@ -35,10 +36,11 @@ def write_llava(directory: Path, tokenizer: Any) -> None:
     from transformers import CLIPImageProcessor, LlavaConfig, LlavaProcessor
 
     text = text_config(tokenizer, model_type="llama", architectures=["LlamaForCausalLM"], head_dim=32)
-    LlavaConfig(
+    config = LlavaConfig(
         architectures=["LlavaForConditionalGeneration"], text_config=text, vision_config=CLIP, image_seq_length=64,
         **_shared(tokenizer),
-    ).save_pretrained(directory)  # fmt: skip
+    )  # fmt: skip
+    write_weights(directory, config)
     images = _clip_processor(CLIPImageProcessor)
     LlavaProcessor(
         images, tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
@@ -50,11 +52,12 @@ def write_llava_next(directory: Path, tokenizer: Any) -> None:
 
     text = text_config(tokenizer, model_type="mistral", architectures=["MistralForCausalLM"], head_dim=32,
                        sliding_window=None)  # fmt: skip
-    LlavaNextConfig(
+    config = LlavaNextConfig(
         architectures=["LlavaNextForConditionalGeneration"], text_config=text,
         vision_config=CLIP | {"patch_size": PATCH},
         image_grid_pinpoints=PINPOINTS, image_seq_length=16, **_shared(tokenizer),
-    ).save_pretrained(directory)  # fmt: skip
+    )  # fmt: skip
+    write_weights(directory, config)
     images = _clip_processor(LlavaNextImageProcessor, image_grid_pinpoints=PINPOINTS)
     LlavaNextProcessor(
         images, tokenizer, patch_size=PATCH, vision_feature_select_strategy="default", num_additional_image_tokens=1,
@@ -70,12 +73,13 @@ def write_onevision(directory: Path, tokenizer: Any) -> None:
     )
 
     text = text_config(tokenizer, model_type="qwen2", architectures=["Qwen2ForCausalLM"])
-    LlavaOnevisionConfig(
+    config = LlavaOnevisionConfig(
         architectures=["LlavaOnevisionForConditionalGeneration"], text_config=text,
         vision_config=SIGLIP | {"patch_size": PATCH},
         image_grid_pinpoints=PINPOINTS, vision_feature_select_strategy="full", vision_feature_layer=-1,
         video_token_index=tokenizer.convert_tokens_to_ids("<|video_pad|>"), **_shared(tokenizer),
-    ).save_pretrained(directory)  # fmt: skip
+    )  # fmt: skip
+    write_weights(directory, config)
     images = LlavaOnevisionImageProcessor(size=SIDE, image_grid_pinpoints=PINPOINTS)
     LlavaOnevisionProcessor(
         images, tokenizer, LlavaOnevisionVideoProcessor(size=SIDE), num_image_tokens=16,
@@ -83,12 +87,12 @@ def write_onevision(directory: Path, tokenizer: Any) -> None:
     ).save_pretrained(directory)  # fmt: skip
 
 
-NOTE = "through SGLang's transformers backend, which hashes all pictures of a prompt together"
+NOTE = "stock SGLang serves it without radix cache; compared with plain transformers"
 FAMILIES = (
     Family("LLaVA-1.5", "LlavaForConditionalGeneration", write_llava, "<image>", SPECIAL, by_processor("<image>"),
-           flags=("--model-impl", "transformers"), item_a_picture=False, note=NOTE),
+           weights=True, note=NOTE),
     Family("LLaVA-NeXT", "LlavaNextForConditionalGeneration", write_llava_next, "<image>", SPECIAL,
-           by_processor("<image>"), item_a_picture=False, note=NOTE, sizes=TILED),
+           by_processor("<image>"), weights=True, note=NOTE, sizes=TILED),
     Family("LLaVA-OneVision", "LlavaOnevisionForConditionalGeneration", write_onevision, "<image>", SPECIAL,
-           by_processor("<image>"), item_a_picture=False, note=NOTE, sizes=TILED),
+           by_processor("<image>"), weights=True, note=NOTE, sizes=TILED),
 )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Iterator
 
 from tests.fakes import observed_env
-from tests.models.checks import RETENTION, Bench, answers
+from tests.models.checks import RETENTION, Bench, answers, equals_stock, equals_transformers
 from tests.models.family import Family
 from tests.models.zygote import Zygote
 from tgvkv_sglang.testing.server import launch
@@ -26,9 +26,16 @@ def served(
     """A family's server, with ``flags`` beside the family's own."""
     seen = directory / "seen"
     seen.mkdir(parents=True, exist_ok=True)
-    flags = (*flags, *DRAWN, *family.flags)
+    flags = (*flags, *(() if family.weights else DRAWN), *family.flags)
     with launch(model, directory, *flags, tokens=tokens, env=observed_env(seen), make=zygote.server) as server:
         yield Bench(family, model, server, seen)
+
+
+def retention_one(zygote: Zygote, bench: Bench, directory: Path) -> str:
+    """Retention 1.0 is stock SGLang, or plain transformers where stock serves no picture."""
+    if bench.family.weights:
+        return equals_transformers(bench)
+    return equals_stock(bench, stock_answers(zygote, bench.family, bench.model, directory))
 
 
 def stock_answers(zygote: Zygote, family: Family, model: Path, directory: Path) -> list[tuple[list[int], int, int]]:

@@ -28,7 +28,8 @@ BACKENDS = {
     "graphs": ((), gpu_like_env(graphs=True)),
 }
 FEATURES = (*OURS, "--tgvkv-retention", "0.1", "--dp-size", "2", "--grammar-backend", "llguidance",
-            "--enable-priority-scheduling", "--default-priority-value", "0", "--max-running-requests", "2")  # fmt: skip
+            "--constrained-json-disable-any-whitespace", "--enable-priority-scheduling", "--default-priority-value",
+            "0", "--max-running-requests", "2")  # fmt: skip
 RETRACT = {"SGLANG_TEST_RETRACT": "1"}
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import requests
 
-from tests.server.compare import assert_selection, assert_tokens, ids_of
+from tests.server.compare import EPS, assert_selection, assert_tokens, ids_of
 from tgvkv_sglang.testing.images import data_url, make_image
 from tgvkv_sglang.testing.prompts import about_images, chat
 from tgvkv_sglang.testing.server import Answer
@@ -36,6 +36,25 @@ def ask(server, text, images, **options) -> list[Answer]:
 # -- what any server can be asked for --------------------------------------------------------------------------------
 
 
+def test_parallel_samples_share_the_picture_and_its_view(eager, oracle):
+    """SGLang computes the prompt once for all. Each sample then asks it again: its last token is computed through the
+    view that was chosen (packed by then, since reclaim is eager). Whether later steps read that token's new KV or the
+    first one's, which the tree has, depends on when the scheduler inserts the sample: sure tokens are the same."""
+    image, text = make_image(700, 192, 160), chat(about_images("What stands left?"))
+    eager.flush()
+    answers = ask(eager, text, [image], n=3, retention=RETENTION, fields={"return_logprob": True})
+    prompt = oracle.prepare_ids(ids_of(oracle, text), [image])
+    once = oracle.greedy(prompt, 16, retention=RETENTION)
+    cached = len(prompt.token_ids) - 1
+    again = oracle.continue_(once.state, prompt, 16, view="kept", retention=RETENTION, cached_len=cached)
+    assert len(answers) == 3 and abs(once.logprobs[0] - again.logprobs[0]) > 0.1, "a prefill answers alike"
+    sure = next(i for i, gap in enumerate(again.gaps) if gap < 0.3)
+    assert sure >= 3
+    for answer in answers:
+        assert answer.cached == cached and answer.ids[:sure] == again.token_ids[:sure]
+        np.testing.assert_allclose(answer.logprobs[0], again.logprobs[0], atol=EPS, rtol=0)
+
+
 def test_parallel_samples_differ_and_are_choices_of_a_chat(eager):
     image = make_image(701, 160, 160)
     picture = {"type": "image_url", "image_url": {"url": data_url(image)}}
@@ -58,20 +77,20 @@ def test_log_probabilities_of_a_prompt_with_a_picture(eager):
     )
     of_prompt = [[entry[0] for entry in answer.meta["input_token_logprobs"]] for answer in (kept, full)]
     assert [len(values) for values in of_prompt] == [kept.meta["prompt_tokens"]] * 2 and kept.cached == 0
-    np.testing.assert_allclose(of_prompt[0][1:], of_prompt[1][1:], atol=1e-4)
+    np.testing.assert_allclose(of_prompt[0][1:], of_prompt[1][1:], atol=EPS)
     assert kept.ids == plain.ids
-    np.testing.assert_allclose(kept.logprobs, plain.logprobs, atol=1e-4)
-    assert np.abs(np.subtract(kept.logprobs[1:2], full.logprobs[1:2])).max() > 1e-4, "decode reads another KV"
+    np.testing.assert_allclose(kept.logprobs, plain.logprobs, atol=EPS)
+    assert np.abs(np.subtract(kept.logprobs[1:2], full.logprobs[1:2])).max() > EPS, "decode reads another KV"
 
 
 def test_a_stream_ends_before_its_stop_string(eager):
     image, text = make_image(703, 160, 160), chat(about_images("Tell me more."))
     eager.flush()
     whole = eager.generate(text, [image], retention=RETENTION, max_new_tokens=24).text
-    eager.flush()  # or the prompt's last token would be computed through the view that it left
     starts = range(len(whole) // 2, len(whole) - 2)
     stop = next(whole[i : i + 3] for i in starts if whole[i : i + 3].isascii())
     body = eager.body(text, [image], 24, retention=RETENTION, stop=[stop])
+    eager.flush()  # asked again, the first token would come through the view
     reply = eager.post("/generate", {**body, "stream": True})
     events = [line[6:] for line in reply.text.splitlines() if line.startswith("data: ")]
     assert events[-1] == "[DONE]" and len(events) > 2
@@ -133,8 +152,9 @@ def test_a_preempted_request_answers_as_if_nothing_had_happened(features):
         body = features.body(chat(about_images(question)), [make_image(seed, 192, 160)], tokens)
         return {**body, "routed_dp_rank": 0, "priority": priority}
 
-    slow, urgent = [job(f"Story {i}?", 720 + i, 400, 0) for i in range(2)], job("Now?", 722, 8, 5)
+    slow, urgent = [job(f"Story {i}?", 720 + i, 400, 0) for i in range(2)], job("Now?", 722, 8, 50)
     alone = [features.post("/generate", one).json()["output_ids"] for one in (*slow, urgent)]
+    features.flush()  # asked again, their first tokens would come through their views
     running = [begun(features, one) for one in slow]
     quick = features.post("/generate", urgent).json()
     answers = [list(events)[-1] for events in running]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.models import checks
 from tests.models.families import BY_NAME, SMOKE
-from tests.models.serving import OURS, served, stock_answers
+from tests.models.serving import OURS, retention_one, served
 from tests.models.span_checks import anywhere
 from tests.models.zygote import zygote
 
@@ -27,9 +27,8 @@ def bench(request, forked, tmp_path_factory) -> Iterator[checks.Bench]:
         yield bench
 
 
-def test_retention_one_is_stock(bench, forked, tmp_path):
-    stock = stock_answers(forked, bench.family, bench.model, tmp_path / "stock")
-    checks.equals_stock(bench, stock)
+def test_retention_one_is_stock_or_plain_transformers(bench, forked, tmp_path):
+    retention_one(forked, bench, tmp_path / "stock")
 
 
 @pytest.mark.parametrize("check", [*checks.CHECKS.values(), anywhere], ids=lambda check: check.__name__)

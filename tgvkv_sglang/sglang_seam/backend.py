@@ -10,6 +10,7 @@ from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
 from ..errors import UnsupportedServerError
 from . import active
 from .ledger.check import require_rows
+from .llava import embed_pictures
 from .pool import TgvKVPool
 from .refusals import refuse_loaded
 
@@ -39,4 +40,5 @@ def create_backend(model_runner: ModelRunner) -> AttentionBackend:
         )
     made = backend_class(model_runner.device)
     require_rows()
+    embed_pictures(model_runner.model, model_runner.model_config.hf_config.architectures[0])
     return made(model_runner)

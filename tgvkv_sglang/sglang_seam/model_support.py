@@ -6,8 +6,10 @@ judged once more, because a model may do what its configuration does not say.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Callable
 
+logger = logging.getLogger(__name__)
 FULL = ("full_attention", "attention")
 WINDOWED = ("sliding_attention", "chunked_attention")
 
@@ -89,3 +91,19 @@ def unsupported_layer(model: Any) -> str | None:
             if found:
                 return f"has {reason} in layer {layer.layer_id}"
     return None
+
+
+def ask_for_transformers(server_args: Any, model_config: Any) -> None:
+    """``--model-impl transformers`` for LLaVA-1.5, whose CLIP tower SGLang's own class cannot load.
+
+    A user's own choice stays.
+    """
+    from sglang.srt.configs.model_config import ModelImpl
+
+    config = model_config.hf_config
+    tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+    clip = config.architectures[0] == "LlavaForConditionalGeneration" and tower == "clip_vision_model"
+    if clip and model_config.model_impl == ModelImpl.AUTO:
+        logger.info("tgvkv: --model-impl transformers is set: SGLang's own class cannot load the model's CLIP tower")
+        server_args.model_impl = "transformers"
+        model_config.model_impl = ModelImpl.TRANSFORMERS

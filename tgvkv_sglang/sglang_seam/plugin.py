@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def _load() -> None:
     """Import our side of every hook and class but the attention backends, of which a server needs one."""
-    from . import backend, batches, cpu, cuda_graphs, pool, radix_cache, requests, server_args  # noqa: F401
+    from . import backend, batches, cpu, cuda_graphs, llava, pool, radix_cache, requests, server_args  # noqa: F401
 
 
 def _register_hooks() -> None:

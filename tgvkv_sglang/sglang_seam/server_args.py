@@ -9,6 +9,7 @@ from typing import Any
 from ..config import TgvConfig
 from ..flags import BACKEND, FLAGS, add_flags, config_from
 from . import active
+from .model_support import ask_for_transformers
 from .refusals import refuse, refuse_model
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def get_model_config(result: Any, self: Any) -> None:
     """
     if BACKEND in (self.attention_backend, self.prefill_attention_backend, self.decode_attention_backend):
         refuse_model(result)
+        ask_for_transformers(self, result)
         _bound_stash(self, result)
 
 

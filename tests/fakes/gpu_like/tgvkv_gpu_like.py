@@ -68,7 +68,13 @@ def _no_triton(original: Callable, backend: str) -> bool:
 def _flashinfer_backend(device: str) -> type:
     from tgvkv_sglang.sglang_seam.flashinfer_backend import TgvFlashInferBackend
 
-    return TgvFlashInferBackend
+    class Telling(TgvFlashInferBackend):
+        def __init__(self, model_runner: Any) -> None:
+            super().__init__(model_runner)
+            cores = "with" if self.decode_use_tensor_cores else "without"
+            print(f"gpu_like: decode {cores} tensor cores, KV in {self.flashinfer_kv_cache_dtype}", flush=True)
+
+    return Telling
 
 
 def _install() -> None:
@@ -97,6 +103,10 @@ def _install() -> None:
         from tests.fakes import graphs
 
         graphs.install()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from tests.fakes import interpreted
+
+        interpreted.install()
 
 
 def activate() -> None:

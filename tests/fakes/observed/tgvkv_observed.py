@@ -55,7 +55,8 @@ def draw(name: str, shape: torch.Size) -> torch.Tensor:
     inputs = shape[-1] if "experts" in name else noise[0].numel()
     gain = 1.0
     if _text_attention(name):
-        gain = TEXT_QKV_GAIN if "qkv_proj" in name else ATTENTION_OUTPUT_GAIN if "o_proj" in name else 1.0
+        queries_or_values = re.search("(qkv|q|k|v)_proj", name)
+        gain = TEXT_QKV_GAIN if queries_or_values else ATTENTION_OUTPUT_GAIN if "o_proj" in name else 1.0
     return noise * (gain / math.sqrt(max(inputs, 1)))
 
 
