@@ -109,7 +109,6 @@ def test_input_embeds_are_http_400(eager):
 # -- a server with two data-parallel ranks, a grammar and priorities ---------------------------------------------------
 
 
-@pytest.mark.long
 def test_an_answer_in_json_about_a_picture(features, oracle):
     image, text = make_image(710, 192, 160), chat(about_images("Which colour, and how many?"))
     (answer,) = ask(features, text, [image], max_new_tokens=64, rid="json", trace=True, ignore_eos=False,
@@ -120,7 +119,6 @@ def test_an_answer_in_json_about_a_picture(features, oracle):
     assert_selection(features, "json", turn.selection)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("rank", (0, 1))
 def test_each_data_parallel_rank_selects_and_keeps_its_own(features, oracle, rank):
     """The first question finds nothing in this rank's cache, though the other was asked it before; the second does."""
@@ -144,7 +142,6 @@ def begun(server, body) -> Iterator[dict]:
     return map(json.loads, lines)
 
 
-@pytest.mark.long
 def test_a_preempted_request_answers_as_if_nothing_had_happened(features):
     """Two long answers fill a rank; a request of higher priority takes the place of one, which goes on afterwards."""
 

@@ -1,8 +1,8 @@
 """LLaVA in Hugging Face's format, which SGLang 0.5.17 serves through transformers' own classes, without radix cache.
 
 Such a class is given whole prompts with whole pictures, wherefore SGLang turns radix cache and chunked prefill off. Its
-own models go another way: pad ids over a picture's tokens, and a routine that embeds what part of the pictures a prefill
-computes. The stock class has all the functions that this way asks for; here it takes it, and cache and chunks stay on.
+own models go another way: pad ids over a picture's tokens, and a routine that embeds what a prefill computes of the
+pictures. The stock class has all the functions that this way asks for; here it takes it, and cache and chunks stay on.
 """
 
 from __future__ import annotations
