@@ -8,6 +8,7 @@ import torch
 from tests.unit.kv.radix_engine import Engine, Request
 from tests.unit.kv.radix_examples import IMAGE, LAYERS, OTHER, SYSTEM, WHAT, WHERE, new_engine, reclaim, span_nodes
 from tgvkv_sglang.kv import integrity
+from tgvkv_sglang.kv.store import UnitStore
 from tgvkv_sglang.selection.policies.lightkv import WINDOW, LightKv
 from tgvkv_sglang.selection.policy import Merging
 from tgvkv_sglang.selection.tgv import Tgv
@@ -45,6 +46,23 @@ def test_lightkv_merges_as_the_loops_do(kept):
     got = LightKv().merge(k, v, scores, torch.tensor(kept))
     for ours, want in zip(got, by_loops(k, v, scores, kept, WINDOW), strict=True):
         torch.testing.assert_close(ours, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", (torch.float8_e4m3fn, torch.float8_e5m2))
+def test_lightkv_merges_8_bit_kv_as_the_loops_do_and_the_pool_takes_it(dtype):
+    """What is merged is rounded once, and a factor of K or V changes nothing: a mean takes it along."""
+    gen = torch.Generator().manual_seed(7)
+    k, v = (torch.randn(2, 150, 2, 4, generator=gen).to(dtype) for _ in "kv")
+    store, kept = UnitStore(k, v), list(range(0, 150, 7))
+    scores = torch.rand(150, generator=gen, dtype=torch.float64)
+    merged = LightKv().merge(k[1], v[1], scores, torch.tensor(kept))
+    want = by_loops(k[1].double(), v[1].double(), scores, kept, WINDOW)
+    units = torch.arange(len(kept)) + 3
+    store.put(units, *merged)
+    for flat, ours, exact in zip((store.k_flat, store.v_flat), merged, want, strict=True):
+        assert ours.dtype == dtype and torch.equal(flat[units].float(), ours.float())
+        step = torch.finfo(dtype).eps / 2  # half a step of the format, and of its smallest number
+        torch.testing.assert_close(ours.double(), exact, rtol=step, atol=torch.finfo(dtype).smallest_normal * step)
 
 
 def test_lightkv_without_weights_or_without_kept_tokens():
