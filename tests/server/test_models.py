@@ -34,3 +34,18 @@ def test_retention_one_is_stock_or_plain_transformers(bench, forked, tmp_path):
 @pytest.mark.parametrize("check", [*checks.CHECKS.values(), anywhere], ids=lambda check: check.__name__)
 def test_a_family_passes_the_checks(bench, check):
     check(bench)
+
+
+def test_a_picture_behind_another_text_comes_from_the_cache_of_embeddings(bench):
+    """Its KV is new, and selected from; the tower ran for the first text alone."""
+    images = checks.pictures(bench.family, 1, seed=77)
+    embedded = lambda: bench.server.log_text().count("a tower embeds")  # noqa: E731
+    bench.server.flush()
+    before, turn = embedded(), None
+    for rid, text in (("text-1", "Look: {}What is it?"), ("text-2", "And here, {}What is it?")):
+        text = bench.family.prompt(text)
+        answer = bench.ask(rid, text, images)
+        turn = bench.conversation(rid, answer, text, images, turn)
+        assert answer.cached < int(turn.vision.argmax())
+        checks.assert_selected(bench, rid, turn)
+        assert embedded() == before + 1

@@ -1,11 +1,12 @@
 """SGLang plugin for tests: any architecture with weights that mean something to attention, and a record of attention.
 
-Found like ``gpu_like`` (:func:`tests.fakes.observed_env`). Two hooks, on stock servers and on ours alike:
+Found like ``gpu_like`` (:func:`tests.fakes.observed_env`). Three hooks, on stock servers and on ours alike:
 
 - ``--load-format dummy`` draws weights for which attention is neither uniform nor one-hot and greedy decoding has clear
   margins. A parameter's values depend on its name and shape alone, so every server of a model has the same.
 - Requests named ``seen-...`` leave one file a layer and forward in ``OBSERVED_DIR``: ``RID.START.LAYER.npz`` with q, k,
   v and the attention's output of the tokens from position START on. They must be served one at a time.
+- Each time a vision tower runs, the log says so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 import multiprocessing
 import os
 import re
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,15 @@ def record(original: Any, self: Any, q: Any, k: Any, v: Any, forward_batch: Any,
     return out
 
 
+def tell_of_towers(original: Any, embed: Any, *args: Any, **kwargs: Any) -> Any:
+    @wraps(embed)
+    def telling(items: list[Any]) -> Any:
+        print(f"observed: a tower embeds {len(items)}", flush=True)
+        return embed(items)
+
+    return original(telling, *args, **kwargs)
+
+
 def fork_processes(original: Any, *args: Any, **kwargs: Any) -> None:
     """SGLang spawns its processes, each of which imports all of it again; forked ones start twice as fast."""
     original(*args, **kwargs)
@@ -93,6 +104,11 @@ def activate() -> None:
     """Called by SGLang in every process."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register("sglang.srt.entrypoints.engine._set_envs_and_config", fork_processes, HookType.AROUND)
-    HookRegistry.register("sglang.srt.model_loader.loader.initialize_dummy_weights", draw_weights, HookType.AROUND)
-    HookRegistry.register("sglang.srt.layers.radix_attention.RadixAttention.forward", record, HookType.AROUND)
+    hooks = {
+        "entrypoints.engine._set_envs_and_config": fork_processes,
+        "model_loader.loader.initialize_dummy_weights": draw_weights,
+        "managers.mm_utils._get_chunked_prefill_embedding": tell_of_towers,
+        "layers.radix_attention.RadixAttention.forward": record,
+    }
+    for target, handler in hooks.items():
+        HookRegistry.register(f"sglang.srt.{target}", handler, HookType.AROUND)
