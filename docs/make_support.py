@@ -58,8 +58,9 @@ configuration, tokenizer and processor made by transformers' classes and random 
   picture in a later turn.
 
 Weights of all but LLaVA are drawn in the server: loading them is SGLang's own and not tried; nor is anything that needs
-CUDA in a tower, nor a video on a live server (SGLang's decoding pins memory, which needs CUDA; its spans are checked
-without a server in `tests/seam/test_spans.py`).
+CUDA in a tower. Videos: where the spans of every family's processor are is checked without a server
+(`tests/seam/test_spans.py`), and Qwen3-VL answers about one on a live server (`tests/server/test_video.py`), whose
+decoded frames are pinned in name only, since pinning memory needs CUDA.
 
 | family | flags | {columns} | remarks |
 |---|---|{rules}---|

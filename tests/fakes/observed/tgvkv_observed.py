@@ -110,5 +110,6 @@ def activate() -> None:
         "managers.mm_utils._get_chunked_prefill_embedding": tell_of_towers,
         "layers.radix_attention.RadixAttention.forward": record,
     }
+    torch.Tensor.pin_memory = lambda tensor, *_: tensor  # of a video's frames; it needs CUDA
     for target, handler in hooks.items():
         HookRegistry.register(f"sglang.srt.{target}", handler, HookType.AROUND)
