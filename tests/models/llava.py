@@ -94,5 +94,5 @@ FAMILIES = (
     Family("LLaVA-NeXT", "LlavaNextForConditionalGeneration", write_llava_next, "<image>", SPECIAL,
            by_processor("<image>"), weights=True, note=NOTE, sizes=TILED),
     Family("LLaVA-OneVision", "LlavaOnevisionForConditionalGeneration", write_onevision, "<image>", SPECIAL,
-           by_processor("<image>"), weights=True, note=NOTE, sizes=TILED),
+           by_processor("<image>"), weights=True, note=NOTE, sizes=TILED, flags=("--chunked-prefill-size", "40")),
 )  # fmt: skip
