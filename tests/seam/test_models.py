@@ -198,7 +198,7 @@ def test_factors_of_kv_are_those_that_flashinfer_is_told():
 
 
 def test_sglang_takes_the_clip_tower_of_llava_for_a_language_model():
-    """Why docs/support.md calls LLaVA-1.5 not servable; when this fails, it may be."""
+    """Why LLaVA-1.5 is given the transformers class; when this fails, SGLang's own may do."""
     llava = LlavaForConditionalGeneration.__new__(LlavaForConditionalGeneration)
     tower = llava._get_sgl_model_cls(CLIPVisionConfig(), AutoModel)
     assert tower.__module__ == "sglang.srt.models.transformers" and issubclass(tower, TransformersBase)
