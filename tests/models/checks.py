@@ -48,8 +48,14 @@ class Bench:
         self, rid: str, answer: Answer, text: str, images: Sequence[Image.Image], before: Conversation | None = None
     ) -> Conversation:
         """What :meth:`ask` recorded; ``before`` is a conversation that its cached tokens were computed in."""
-        layout, end = self.layout(text, images), answer.meta["prompt_tokens"] + len(answer.ids) - 1
+        return self.recorded(rid, answer, self.layout(text, images), before)
+
+    def recorded(
+        self, rid: str, answer: Answer, layout: np.ndarray, before: Conversation | None = None
+    ) -> Conversation:
+        """The same for a prompt whose vision tokens, bool ``[n]``, are known."""
         assert answer.meta["prompt_tokens"] == len(layout)
+        end = len(layout) + len(answer.ids) - 1
         return Conversation(layout, read(self.seen, f"seen-{rid}", end), before)
 
     def trace(self, rid: str) -> dict[str, np.ndarray]:

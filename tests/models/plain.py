@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Sequence
 
@@ -28,10 +29,8 @@ def _publish(weights: Path) -> None:
     """Rename a CLIP tower's weights as published checkpoints have them; the newest transformers leaves a level out."""
     from safetensors.torch import load_file, save_file
 
-    renamed = {name.replace("vision_tower.embeddings", "vision_tower.vision_model.embeddings")
-               .replace("vision_tower.encoder", "vision_tower.vision_model.encoder")
-               .replace("vision_tower.p", "vision_tower.vision_model.p"): tensor
-               for name, tensor in load_file(weights).items()}  # fmt: skip
+    level = re.compile(r"^vision_tower\.(?!vision_model\.)")
+    renamed = {level.sub("vision_tower.vision_model.", name): tensor for name, tensor in load_file(weights).items()}
     save_file(renamed, weights, metadata={"format": "pt"})
 
 

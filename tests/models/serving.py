@@ -32,7 +32,7 @@ def served(
 
 
 def retention_one(zygote: Zygote, bench: Bench, directory: Path) -> str:
-    """Retention 1.0 is stock SGLang, or plain transformers where stock serves no picture."""
+    """Retention 1.0 is stock SGLang, or plain transformers where stock has no radix cache to compare."""
     if bench.family.weights:
         return equals_transformers(bench)
     return equals_stock(bench, stock_answers(zygote, bench.family, bench.model, directory))

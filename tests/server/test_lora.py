@@ -92,10 +92,8 @@ def adapted(model_dir, adapters, tmp_path_factory) -> Iterator[Server]:
 
 
 def ask(server: Server, adapter: str | None, text: str, image, rid: str | None = None) -> Answer:
-    body = server.body(text, [image], rid=rid, trace=rid is not None, retention=RETENTION)
-    reply = server.post("/generate", {**body, "lora_path": adapter, "return_logprob": True})
-    assert reply.ok, reply.text
-    return Answer.of(reply.json())
+    asked = {"rid": rid, "trace": rid is not None, "retention": RETENTION, "logprobs": True}
+    return server.generate(text, [image], **asked, fields={"lora_path": adapter})
 
 
 def test_two_adapters_and_the_base_answer_about_one_picture_each_for_itself(adapted, oracles):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Iterator
 from unittest import mock
 
 import numpy as np
@@ -18,7 +18,6 @@ from PIL import Image
 
 from tests.models import checks
 from tests.models.families import BY_NAME
-from tests.models.recording import Conversation, read
 from tests.models.serving import OURS, served
 from tests.models.zygote import zygote
 from tgvkv_sglang.testing.server import Answer
@@ -62,19 +61,8 @@ def layout(bench: checks.Bench, text: str, frames: tuple[torch.Tensor, dict], im
 
 
 def ask(bench: checks.Bench, rid: str, text: str, images: list[Image.Image]) -> Answer:
-    fields: dict[str, Any] = {"rid": f"seen-{rid}", "trace": True, "max_new_tokens": checks.TOKENS}
     clip = f"data:video/mp4;base64,{base64.b64encode(CLIP.read_bytes()).decode()}"
-    body = {**bench.server.body(text, images, **fields), "video_data": [clip], "return_logprob": True}
-    reply = bench.server.post("/generate", body)
-    assert reply.ok, reply.text
-    return Answer.of(reply.json())
-
-
-def conversation(
-    bench: checks.Bench, rid: str, answer: Answer, vision: np.ndarray, before: Conversation | None = None
-) -> Conversation:
-    assert answer.meta["prompt_tokens"] == len(vision)
-    return Conversation(vision, read(bench.seen, f"seen-{rid}", len(vision) + len(answer.ids) - 1), before)
+    return bench.ask(rid, text, images, fields={"video_data": [clip]})
 
 
 def runs(vision: np.ndarray) -> int:
@@ -91,7 +79,7 @@ def test_a_video_is_selected_from_and_asked_about_again(bench, frames):
         answer = ask(bench, f"video-{i}", text, [])
         vision = layout(bench, text, frames, [])
         assert runs(vision) == FRAMES / ROUNDED
-        turn = conversation(bench, f"video-{i}", answer, vision, turn)
+        turn = bench.recorded(f"video-{i}", answer, vision, turn)
         kept.append(checks.assert_selected(bench, f"video-{i}", turn))
         assert turn.assert_attention(None, kept[-1]) == checks.TOKENS - 1
     assert answer.cached >= int(np.flatnonzero(vision)[-1]) and (kept[0] != kept[1]).any()
@@ -104,6 +92,6 @@ def test_a_video_beside_an_image(bench, frames):
     bench.server.flush()
     answer = ask(bench, "beside", text, images)
     vision = layout(bench, text, frames, images)
-    turn = conversation(bench, "beside", answer, vision)
+    turn = bench.recorded("beside", answer, vision)
     kept = checks.assert_selected(bench, "beside", turn)
     assert runs(vision) == FRAMES / ROUNDED + 1 and turn.assert_attention(None, kept) == checks.TOKENS - 1

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import requests
 from PIL import Image
@@ -64,6 +64,7 @@ class Server(ServerProcess):
         budget: str | None = None,
         logprobs: bool = False,
         logprob_start_len: int | None = None,
+        fields: Mapping[str, Any] | None = None,
         **sampling: Any,
     ) -> "Answer":
         """Greedy ``/generate``; raises on any HTTP error.
@@ -73,9 +74,10 @@ class Server(ServerProcess):
             logprobs: ask for the answer's log-probabilities.
             logprob_start_len: ask for the prompt's log-probabilities from there on: what follows is never taken from
                 the cache.
+            fields: further fields of the request, say ``lora_path``.
         """
         own = {"policy": policy, "budget": budget}
-        body = self.body(text, images, max_new_tokens, rid, trace, retention, own, **sampling)
+        body = {**self.body(text, images, max_new_tokens, rid, trace, retention, own, **sampling), **(fields or {})}
         if logprobs:
             body["return_logprob"] = True
         if logprob_start_len is not None:

@@ -1,12 +1,13 @@
 """SGLang plugin for tests: any architecture with weights that mean something to attention, and a record of attention.
 
-Found like ``gpu_like`` (:func:`tests.fakes.observed_env`). Three hooks, on stock servers and on ours alike:
+Found like ``gpu_like`` (:func:`tests.fakes.observed_env`). What it does, on stock servers and on ours alike:
 
 - ``--load-format dummy`` draws weights for which attention is neither uniform nor one-hot and greedy decoding has clear
   margins. A parameter's values depend on its name and shape alone, so every server of a model has the same.
 - Requests named ``seen-...`` leave one file a layer and forward in ``OBSERVED_DIR``: ``RID.START.LAYER.npz`` with q, k,
   v and the attention's output of the tokens from position START on. They must be served one at a time.
 - Each time a vision tower runs, the log says so.
+- SGLang's processes are forked, and memory is pinned in name only, which needs CUDA.
 """
 
 from __future__ import annotations
