@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import sys
 from importlib import metadata
+from pathlib import Path
 
 from .. import __version__
 from ..demo.bundle import DEMO_MODEL
@@ -127,8 +128,20 @@ def device_rows() -> list[Row]:
     return rows
 
 
+def bytecode_rows(package: str = "sglang") -> list[Row]:
+    """A row if every start would compile the package's source files anew."""
+    spec = importlib.util.find_spec(package)
+    if not sys.dont_write_bytecode or spec is None or spec.origin is None:
+        return []
+    if Path(importlib.util.cache_from_source(spec.origin)).exists():
+        return []
+    folder = Path(spec.origin).parents[1]
+    found = f"set, and {package} has no compiled files: each process of a server compiles thousands of files first"
+    return [row("note", "PYTHONDONTWRITEBYTECODE", found, f"{sys.executable} -m compileall -q {folder}")]
+
+
 def environment_rows() -> list[Row]:
-    rows = []
+    rows = bytecode_rows()
     for name, remedy in (
         ("SGLANG_USE_CPU_ENGINE", "unset it: it needs kernels that no registry has"),
         ("SGLANG_RUST_SERVER", "unset it: it bypasses request validation"),
