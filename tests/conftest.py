@@ -18,8 +18,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="also run the long profiles (marker `long`), minutes each")
 
 
+@pytest.hookimpl(trylast=True)  # the folders have marked their tests
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long profiles are not part of the suite unless --long (or -m long) asks for them."""
+    """Long profiles are not part of the suite unless --long (or -m long) asks for them.
+
+    Live servers go first: of two workers, neither is left alone with minutes of them in the end.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("server") is None)
     if config.getoption("--long") or config.getoption("-m"):
         return
     long = [item for item in items if item.get_closest_marker("long")]
