@@ -32,6 +32,12 @@ TEXT = {
 Layout = Callable[[Path, str, Sequence[Image.Image]], np.ndarray]
 
 
+def runs_of(mask: np.ndarray) -> list[tuple[int, int]]:
+    """First and end (exclusive) of each run of True in ``mask`` bool [n]."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
 @dataclass(frozen=True)
 class Family:
     """One family of models.

@@ -24,7 +24,7 @@ from sglang.srt.utils.hf_transformers_utils import get_processor
 
 from tests.models.checks import pictures
 from tests.models.families import BY_NAME
-from tests.models.family import Family
+from tests.models.family import Family, runs_of
 from tests.models.omni import AUDIO
 from tests.seam.one_process import arguments
 from tgvkv_sglang.config import TgvConfig
@@ -101,11 +101,6 @@ def opened(tmp_path_factory):
             reset_context()
 
     return open_
-
-
-def runs_of(mask: np.ndarray) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 @pytest.mark.parametrize("name", list(BY_NAME))

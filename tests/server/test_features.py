@@ -24,15 +24,6 @@ SCHEMA = {
 }
 
 
-def ask(server, text, images, **options) -> list[Answer]:
-    """``/generate`` with fields that are no sampling parameters under ``fields``; one answer for each sample."""
-    fields = options.pop("fields", {})
-    reply = server.post("/generate", {**server.body(text, images, **options), **fields})
-    assert reply.ok, reply.text
-    answers = reply.json()
-    return [Answer.of(answer) for answer in (answers if isinstance(answers, list) else [answers])]
-
-
 # -- what any server can be asked for --------------------------------------------------------------------------------
 
 
@@ -42,7 +33,9 @@ def test_parallel_samples_share_the_picture_and_its_view(eager, oracle):
     first one's, which the tree has, depends on when the scheduler inserts the sample: sure tokens are the same."""
     image, text = make_image(700, 192, 160), chat(about_images("What stands left?"))
     eager.flush()
-    answers = ask(eager, text, [image], n=3, retention=RETENTION, fields={"return_logprob": True})
+    reply = eager.post("/generate", {**eager.body(text, [image], n=3, retention=RETENTION), "return_logprob": True})
+    reply.raise_for_status()
+    answers = [Answer.of(answer) for answer in reply.json()]
     prompt = oracle.prepare_ids(ids_of(oracle, text), [image])
     once = oracle.greedy(prompt, 16, retention=RETENTION)
     cached = len(prompt.token_ids) - 1
@@ -111,8 +104,8 @@ def test_input_embeds_are_http_400(eager):
 
 def test_an_answer_in_json_about_a_picture(features, oracle):
     image, text = make_image(710, 192, 160), chat(about_images("Which colour, and how many?"))
-    (answer,) = ask(features, text, [image], max_new_tokens=64, rid="json", trace=True, ignore_eos=False,
-                    json_schema=json.dumps(SCHEMA))  # fmt: skip
+    answer = features.generate(text, [image], max_new_tokens=64, rid="json", trace=True, ignore_eos=False,
+                               json_schema=json.dumps(SCHEMA))  # fmt: skip
     given = json.loads(answer.text)
     assert given["colour"] in ("red", "blue") and 0 <= given["count"] <= 9 and len(given) == 2
     turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, text), [image]), 1, retention=0.1)
@@ -124,9 +117,9 @@ def test_each_data_parallel_rank_selects_and_keeps_its_own(features, oracle, ran
     """The first question finds nothing in this rank's cache, though the other was asked it before; the second does."""
     image, first = make_image(711, 192, 160), chat(about_images("What is it?"))
     second = chat(about_images("What is it?"), "A square.", "And where?")
-    fields = {"routed_dp_rank": rank, "return_logprob": True}
-    (one,) = ask(features, first, [image], rid=f"rank-{rank}", trace=True, fields=fields)
-    (two,) = ask(features, second, [image], fields=fields)
+    here = {"logprobs": True, "fields": {"routed_dp_rank": rank}}
+    one = features.generate(first, [image], rid=f"rank-{rank}", trace=True, **here)
+    two = features.generate(second, [image], **here)
     turn = oracle.greedy(oracle.prepare_ids(ids_of(oracle, first), [image]), 16, retention=0.1)
     assert_selection(features, f"rank-{rank}", turn.selection)
     assert assert_tokens(one, turn) >= 8

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tests.models import checks
 from tests.models.families import BY_NAME
+from tests.models.family import runs_of
 from tests.models.serving import OURS, served
 from tests.models.zygote import zygote
 from tgvkv_sglang.testing.server import Answer
@@ -65,10 +66,6 @@ def ask(bench: checks.Bench, rid: str, text: str, images: list[Image.Image]) -> 
     return bench.ask(rid, text, images, fields={"video_data": [clip]})
 
 
-def runs(vision: np.ndarray) -> int:
-    return int((np.diff(np.concatenate([[0], vision.astype(int)])) == 1).sum())
-
-
 def test_a_video_is_selected_from_and_asked_about_again(bench, frames):
     """Each question selects from all frames; the second takes the video from the cache."""
     texts = [bench.family.prompt(VIDEO + "What moves?"),
@@ -78,7 +75,7 @@ def test_a_video_is_selected_from_and_asked_about_again(bench, frames):
     for i, text in enumerate(texts):
         answer = ask(bench, f"video-{i}", text, [])
         vision = layout(bench, text, frames, [])
-        assert runs(vision) == FRAMES / ROUNDED
+        assert len(runs_of(vision)) == FRAMES / ROUNDED
         turn = bench.recorded(f"video-{i}", answer, vision, turn)
         kept.append(checks.assert_selected(bench, f"video-{i}", turn))
         assert turn.assert_attention(None, kept[-1]) == checks.TOKENS - 1
@@ -94,4 +91,4 @@ def test_a_video_beside_an_image(bench, frames):
     vision = layout(bench, text, frames, images)
     turn = bench.recorded("beside", answer, vision)
     kept = checks.assert_selected(bench, "beside", turn)
-    assert runs(vision) == FRAMES / ROUNDED + 1 and turn.assert_attention(None, kept) == checks.TOKENS - 1
+    assert len(runs_of(vision)) == FRAMES / ROUNDED + 1 and turn.assert_attention(None, kept) == checks.TOKENS - 1
