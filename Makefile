@@ -18,7 +18,7 @@ export TORCH_COMPILE_DISABLE := 1
 
 help:
 	@echo "make demo       chat about a picture, 100 % of its KV beside 5 %   (ARGS='--turns 8 --policy tgv')"
-	@echo "make test       all tests but the long ones                       (ARGS='-x')"
+	@echo "make test       all tests but the long ones                       (ARGS='-x' WORKERS=2)"
 	@echo "make test-fast  the tests that need neither SGLang nor Triton's interpreter"
 	@echo "make lint       ruff"
 	@echo "make clean      remove caches and build output (never the virtual environment)"
