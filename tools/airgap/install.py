@@ -138,6 +138,7 @@ def environment(to: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "",  # off: else what the machine brings without compiled files is compiled each time
     }
 
 
