@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import types
 
 import pytest
@@ -49,7 +50,7 @@ def packed(tmp_path, monkeypatch, part_bytes: int | None):
     out = tmp_path / "out"
     for name in ("site/sglang/a.py", "modules/tvm-ffi/x/x.so", "modules/triton/y", "modules/aot/m/m.so"):
         path = out / name
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name * 50)
     monkeypatch.setattr(pack, "MIB", part_bytes or 1)
     pack.make_parts(out, part_bytes and 1)
@@ -67,6 +68,24 @@ def test_parts_come_together_on_the_other_side(tmp_path, monkeypatch):
     assert (to / "site/sglang/a.py").read_text() == "site/sglang/a.py" * 50
     assert (to / "site/flashinfer/data/aot/m/m.so").is_file() and (to / "triton/y").is_file()
     assert (to / "tvm-ffi/x/x.so").is_file()
+
+
+def test_what_expands_a_thousandfold_is_not_held_in_memory(tmp_path, monkeypatch):
+    """FlashAttention 3 is mostly zeros; kept in memory they are copied again for each read."""
+    zeros = 64 * 2**20
+    library = tmp_path / "out" / "site" / "zeros.so"
+    library.parent.mkdir(parents=True)
+    with library.open("wb") as file:
+        file.truncate(zeros)
+    parts, to = packed(tmp_path, monkeypatch, None), tmp_path / "to"
+    manifest = install.store(parts / "1", to)
+    tracemalloc.start()
+    try:
+        install.unpack(manifest, to)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (to / "site/zeros.so").stat().st_size == zeros and most < zeros / 4
 
 
 def test_a_damaged_part_is_refused(tmp_path, monkeypatch):
@@ -109,6 +128,25 @@ def test_a_part_in_the_checkout_must_be_ignored_by_git(tmp_path):
     pack.check_ignored(tmp_path)
     with pytest.raises(SystemExit, match="git does not ignore tools/here.*exclude"):
         pack.check_ignored(pack.ROOT / "tools" / "here")
+
+
+def test_kernels_are_compiled_by_the_gpu_machines_python(monkeypatch, tmp_path):
+    """Triton's cache is good for one build of Triton, and each version of Python has its own."""
+    monkeypatch.setattr(modules, "PYTHON", "{}.{}".format(*sys.version_info))
+    modules.check_python(sys.executable)
+    monkeypatch.setattr(modules, "PYTHON", "2.7")
+    with pytest.raises(SystemExit, match=r"\(3\.1\d\) cannot compile.*name a Python 2.7"):
+        modules.check_python(sys.executable)
+    with pytest.raises(SystemExit, match="No such file"):
+        modules.check_python(tmp_path / "python")
+
+
+def test_packing_begins_with_the_wrong_python_in_no_step(monkeypatch, tmp_path):
+    monkeypatch.setattr(modules, "PYTHON", "2.7")
+    monkeypatch.setattr(sys, "argv", ["pack", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="name a Python 2.7"):
+        pack.main()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("tool", [pack, install, modules, verify])

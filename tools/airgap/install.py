@@ -14,6 +14,7 @@ import compileall
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -94,7 +95,12 @@ class Joined(io.RawIOBase):
 
 def unpack(manifest: dict, to: Path) -> None:
     paths = [to / "parts" / part_name(number) for number in range(1, len(manifest["parts"]) + 1)]
-    with tarfile.open(fileobj=io.BufferedReader(Joined(paths), 2**20), mode="r|xz") as tar:
+    # Not tarfile's own "r|xz": it keeps all that a block expands to and copies it for each read, and of FlashAttention
+    # 3 a block is many MiB of zeros: a quarter of an hour instead of seconds.
+    with (
+        lzma.open(io.BufferedReader(Joined(paths), 2**20)) as whole,
+        tarfile.open(fileobj=whole, mode="r|", bufsize=2**20) as tar,
+    ):
         tar.extractall(to, filter="tar")
 
 

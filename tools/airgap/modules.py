@@ -3,7 +3,10 @@
 FlashInfer's attention modules, the CUDA sources that SGLang compiles at run time, and this project's Triton kernels.
 Needs nvcc 13 (``CUDA_HOME``, default /usr/local/cuda), a C++ compiler, ninja, and this project's environment.
 
-    python -m tools.airgap.modules --to DIR        # DIR/aot, DIR/tvm-ffi, DIR/triton, DIR/modules.json
+    python -m tools.airgap.modules --to DIR --python SIM/bin/python   # DIR/aot, /tvm-ffi, /triton, /modules.json
+
+Triton's cache is good for the one build of Triton that filled it, and each version of Python has a build of its own:
+``--python`` names an interpreter of the GPU machine's version, with its torch and Triton.
 
 SGLang's own Triton kernels are not among them: what a launch compiles depends on its arguments, which only a running
 server has. They are compiled there, once (install.py gives all servers one cache).
@@ -23,6 +26,8 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
+PYTHON = "3.12"
+"""Version of Python on the GPU machine."""
 ARCH = (9, 0)
 CUDA_HOME = Path("/usr/local/cuda")
 
@@ -54,6 +59,21 @@ def need(path: Path, why: str) -> Path:
     if not path.exists():
         raise SystemExit(f"{path} is needed {why} and is not there; set CUDA_HOME to a CUDA 13 toolkit with nvcc")
     return path
+
+
+def check_python(python: Path | str) -> None:
+    """Raises:
+        SystemExit: it is no Python of the GPU machine's version with torch and Triton.
+    """
+    code = "import sys, torch, triton; print(*sys.version_info[:2], sep='.')"
+    try:
+        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True)
+        found = done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+    except OSError as error:
+        found = str(error)
+    if found != PYTHON:
+        raise SystemExit(f"{python} ({found}) cannot compile the GPU machine's Triton kernels: name a Python {PYTHON} "
+                         "with the torch and Triton of tools/airgap/machine.txt: --python DIR/bin/python")  # fmt: skip
 
 
 def stub_driver(directory: Path) -> Path:
@@ -154,29 +174,41 @@ def build_sglang(to: Path) -> Iterator[tuple[str, int]]:
             path.unlink()  # objects and ninja files: the loader takes the library alone
 
 
-def build_triton(to: Path) -> Iterator[tuple[str, int]]:
-    """Into ``to/triton``, from scratch: this project's kernels for every model here."""
+def build_triton(to: Path, python: Path | str) -> Iterator[tuple[str, int]]:
+    """Into ``to/triton``, from scratch, by ``python``: this project's kernels for every model here."""
     shutil.rmtree(to / "triton", ignore_errors=True)
     env = {**os.environ, "PYTHONPATH": str(ROOT / "triton_kernels"), "TRITON_CACHE_DIR": str(to / "triton")}
     env.pop("TRITON_INTERPRET", None)
     for model in MODELS:
-        command = [sys.executable, "-m", "tgvkv_kernels.aot", "--arch", f"{ARCH[0]}{ARCH[1]}"]
+        command = [str(python), "-m", "tgvkv_kernels.aot", "--arch", f"{ARCH[0]}{ARCH[1]}"]
         command += ["--q-heads", str(model.q_heads), "--kv-heads", str(model.kv_heads)]
         command += ["--head-dim", str(model.head_dim), "--layers", str(model.layers)]
         subprocess.run(command, check=True, env=env, stdout=subprocess.DEVNULL)
         yield model.name, sum(path.stat().st_size for path in (to / "triton").rglob("*") if path.is_file())
 
 
+def add_python(parser: argparse.ArgumentParser) -> None:
+    what = f"a Python {PYTHON} with the GPU machine's torch and Triton, to compile our kernels (default: this one)"
+    parser.add_argument("--python", default=sys.executable, help=what)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", type=Path, required=True)
+    add_python(parser)
     args = parser.parse_args()
     to = args.to.resolve()
+    check_python(args.python)
     os.environ.update(build_environment(to))
     report: dict[str, dict] = {}
-    for kind, build in (("flashinfer", build_flashinfer), ("sglang", build_sglang), ("triton", build_triton)):
+    builds = {
+        "flashinfer": build_flashinfer(to),
+        "sglang": build_sglang(to),
+        "triton": build_triton(to, args.python),
+    }
+    for kind, built in builds.items():
         began = time.monotonic()
-        for name, size in build(to):
+        for name, size in built:
             seconds, began = time.monotonic() - began, time.monotonic()
             report[f"{kind} {name}"] = {"bytes": size, "seconds": round(seconds, 1)}
             print(f"{kind:10} {seconds:6.1f} s {size:9} bytes  {name}", flush=True)

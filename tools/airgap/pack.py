@@ -1,13 +1,13 @@
 """Put SGLang, its wheels and prebuilt kernels into parts for a GPU machine that has no network.
 
-    python -m tools.airgap.pack                 # into .airgap/ (about half an hour; wheels are kept)
-    python -m tools.airgap.pack --part-mib 40   # in files of at most 40 MiB
-    python -m tools.airgap.pack --step parts    # only that step again
+    python -m tools.airgap.pack --python SIM/bin/python   # into .airgap/ (a quarter of an hour; wheels are kept)
+    python -m tools.airgap.pack ... --part-mib 40         # in files of at most 40 MiB
+    python -m tools.airgap.pack --step parts              # only that step again
 
-Run it with this project's environment on Linux x86_64. It needs pip's registry, ``strip``, and what
-modules.py needs (nvcc 13, gcc, ninja). Steps: ``wheels`` (pip download), ``site`` (install into a folder,
-prune, strip), ``modules`` (kernels for sm_90), ``parts`` (one xz archive, cut if asked).
-install.py puts them together again on the other side.
+Run it with this project's environment on Linux x86_64. It needs pip's registry, ``strip``, and what modules.py needs
+(nvcc 13, gcc, ninja, and the GPU machine's Python, torch and Triton: README.md). Steps: ``wheels`` (pip download),
+``site`` (install into a folder, prune, strip), ``modules`` (kernels for sm_90), ``parts`` (one xz archive, cut if
+asked). install.py puts them together again on the other side.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pathlib import Path
 
 from tools.airgap.fatbins import trim
 from tools.airgap.install import MANIFEST, part_name
+from tools.airgap.modules import PYTHON, add_python, check_python
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 STEPS = ("wheels", "site", "modules", "parts")
-PYTHON = "3.12"
 GLIBC_MINORS = (17, 24, 26, 27, 28, 31, 34, 35)
 MIB = 2**20
 
@@ -129,8 +129,8 @@ def make_site(out: Path) -> None:
     print(f"site: {size_of(site) / MIB:.1f} MiB")
 
 
-def build_modules(out: Path) -> None:
-    command = ["-m", "tools.airgap.modules", "--to", str(out / "modules")]
+def build_modules(out: Path, python: str) -> None:
+    command = ["-m", "tools.airgap.modules", "--to", str(out / "modules"), "--python", python]
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
 
 
@@ -194,18 +194,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / ".airgap")
     parser.add_argument("--step", choices=STEPS, action="append", help="only this step (may be repeated)")
+    add_python(parser)
     parser.add_argument("--part-mib", type=int, help="size of the largest part (default: one part)")
     args = parser.parse_args()
     out = args.out.resolve()
     if args.part_mib is not None and args.part_mib < 1:
         raise SystemExit(f"--part-mib {args.part_mib}: a part has at least 1 MiB")
     check_ignored(out)
+    if args.step is None or "modules" in args.step:
+        check_python(args.python)  # now, not after what takes minutes
     out.mkdir(parents=True, exist_ok=True)
     os.environ.pop("TRITON_INTERPRET", None)
     steps = {
         "wheels": lambda: download(out),
         "site": lambda: make_site(out),
-        "modules": lambda: build_modules(out),
+        "modules": lambda: build_modules(out, args.python),
         "parts": lambda: make_parts(out, args.part_mib),
     }
     for name in STEPS:
