@@ -8,9 +8,9 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 VENV ?= .venv
+STAMP := $(VENV)/.tgvkv-stamp
 # Tests at the same time: each worker has live servers of its own, some 4 GB. A file's tests stay together.
 WORKERS ?= 2
-STAMP := $(VENV)/.tgvkv-stamp
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 export TORCH_COMPILE_DISABLE := 1
 

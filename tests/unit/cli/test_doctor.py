@@ -20,7 +20,7 @@ def package(tmp_path, monkeypatch):
     return "uncompiled"
 
 
-def test_files_that_each_start_compiles_anew_are_noted_until_they_are_compiled(package, tmp_path, capsys):
+def test_files_that_each_start_compiles_anew_are_noted_until_they_are_compiled(package, tmp_path):
     (row,) = bytecode_rows(package)
     assert row["level"] == "note" and row["check"] == "PYTHONDONTWRITEBYTECODE"
     assert row["remedy"].endswith(f"-m compileall -q {tmp_path}")
